@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-import mygpt
 from mygpt import training
 from mygpt.checkpoint.container import read_arrays
 from mygpt.errors import MygptError
@@ -59,7 +58,7 @@ def silent(event: Event) -> None:
 
 def fit(text: str, output: Path, **options: Any) -> list[Event]:
     heard: list[Event] = []
-    mygpt.train(text, output=output, listener=heard.append, **{**TINY, **options})
+    training.train(text, output=output, listener=heard.append, **{**TINY, **options})
     return heard
 
 

@@ -10,16 +10,17 @@ TYPE_CHECKING = False  # importing `typing` takes longer than all that is import
 if TYPE_CHECKING:
     from typing import Any
 
+    from mygpt.api.generation import generate, stream
+    from mygpt.api.listeners import CsvListener, TensorBoardListener, WandbListener
+    from mygpt.api.training import replay, resume, train
+    from mygpt.api.writer import Writer, load
     from mygpt.checkpoint.model_file import load_checkpoint, save_checkpoint
     from mygpt.cli import main
     from mygpt.core.config import GPTConfig, SamplingConfig
     from mygpt.core.model import GPT
     from mygpt.core.tutorial import VOCAB, get_batch, set_seed, to_ids
-    from mygpt.decode.tokens import generate, stream
-    from mygpt.decode.writer import Writer, load
     from mygpt.errors import MygptError
     from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer
-    from mygpt.training import replay, resume, train
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,9 @@ __all__ = [
     "resume",
     "replay",
     "Writer",
+    "CsvListener",
+    "TensorBoardListener",
+    "WandbListener",
     "get_batch",
     "set_seed",
     "VOCAB",
@@ -48,15 +52,16 @@ __all__ = [
 ]
 
 _HOMES = {
+    "api.generation": ("generate", "stream"),
+    "api.listeners": ("CsvListener", "TensorBoardListener", "WandbListener"),
+    "api.training": ("replay", "resume", "train"),
+    "api.writer": ("Writer", "load"),
     "checkpoint.model_file": ("load_checkpoint", "save_checkpoint"),
     "cli": ("main",),
     "core.config": ("GPTConfig", "SamplingConfig"),
     "errors": ("MygptError",),
-    "decode.tokens": ("generate", "stream"),
-    "decode.writer": ("Writer", "load"),
     "core.model": ("GPT",),
     "tokenization": ("BPETokenizer", "ByteTokenizer", "CharTokenizer"),
-    "training": ("replay", "resume", "train"),
     "core.tutorial": ("VOCAB", "get_batch", "set_seed", "to_ids"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

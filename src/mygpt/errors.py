@@ -18,6 +18,10 @@ class MygptError(Exception):
 
     exit_code = 1
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and notebooks show in place of a traceback: the message."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class InputError(MygptError, ValueError):
     """Wrong input or usage (exit code 2); also a ValueError, as the tutorial's errors are."""

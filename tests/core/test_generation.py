@@ -277,10 +277,17 @@ def test_the_prompt_is_not_written_to_and_the_result_not_shared():
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [
-        (PROMPT[0], {}, r"must be \(B, T\) int64, not \(3,\).*unsqueeze\(0\)"),
-        ([[1, 4, 0]], {}, r"must be a \(B, T\) int64 tensor, not list: torch.tensor"),
+        ([[1, 4, 0], [1, 4]], {}, r"prompt_ids\[1\] has 2 ids and prompt_ids\[0\] 3: rows have"),
+        ([1, "4"], {}, r"prompt_ids has '4': ids are whole numbers"),
+        ([1, True], {}, r"prompt_ids has True: ids are whole numbers"),
+        ([2**70], {}, r"prompt_ids has 1180591620717411303424: ids are"),
+        ([1.0], {}, r"prompt_ids has 1.0: ids are whole numbers"),
+        ([], {}, "no tokens: start from at least one"),
+        ([5], {}, "id 5: this model's ids are 0 to 4"),
+        ("abc", {}, r"must be a \(B, T\) int64 tensor, not str: torch.tensor"),
         (None, {}, "int64 tensor, not NoneType"),
-        (PROMPT.numpy(), {}, "int64 tensor, not ndarray"),
+        (PROMPT.numpy() / 2, {}, "prompt_ids has numbers of type float"),
+        (PROMPT.numpy()[None], {}, r"must be \(B, T\) int64, not \(1, 1, 3\)"),
         (PROMPT[None], {}, r"must be \(B, T\) int64, not \(1, 1, 3\)"),
         (PROMPT.int(), {}, "int64, not .* torch.int32"),
         (PROMPT.float(), {}, "int64, not .* torch.float32"),
@@ -303,6 +310,30 @@ def test_wrong_arguments_are_refused_at_once(write, prompt, options, message):
         write(model, prompt, **{"max_new_tokens": 3, **options})
     assert isinstance(caught.value, ValueError)
     assert model.training, "a refused call changes nothing"
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [[1, 4, 0], (1, 4, 0), PROMPT[0], PROMPT[0].numpy(), np.array([1, 4, 0], np.uint8),
+     [np.int32(1), 4, 0]],
+    ids=["list", "tuple", "tensor", "array", "array of bytes", "NumPy's numbers"],
+)  # fmt: skip
+def test_a_prompt_without_rows_gives_a_text_without_rows(prompt):
+    """The ids of its row, whatever they are in."""
+    model = build(TUTORIAL).train()
+    expected = generate(model, PROMPT, 5, seed=3)
+    assert torch.equal(generate(model, prompt, 5, seed=3), expected[0])
+    steps = list(stream(model, prompt, 5, seed=3))
+    assert [int(step) for step in steps] == expected[0, 3:].tolist()
+    assert steps[0].shape == ()
+    assert model.training
+
+
+def test_rows_may_be_lists_and_arrays():
+    model, rows = model_of("tutorial"), [[1, 4, 0], [2, 2, 1]]
+    expected = generate(model, torch.tensor(rows), 5, seed=3)
+    for prompt in (rows, np.array(rows), tuple(map(tuple, rows))):
+        assert torch.equal(generate(model, prompt, 5, seed=3), expected)
 
 
 def test_what_is_no_model_is_refused():

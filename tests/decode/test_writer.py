@@ -319,7 +319,7 @@ def test_unknown_characters_of_a_prompt_are_listed():
         ({"stop": [3]}, "stop must be a list of strings"),
         ({"logprobs": -1}, "logprobs=-1 must be a whole number of at least 0"),
         ({"logprobs": "2"}, "logprobs='2' must be a whole number"),
-        ({"topk": 3}, "unknown option topk: there are .*top_k"),
+        ({"topk": 3}, r"unknown option topk: did you mean top_k\?"),
         ({"logprobs": 5}, "logprobs=5 must be at most the vocabulary's size, 4"),
         ({"seed": -1}, "seed=-1"),
         ({"temperature": -1.0}, "temperature=-1.0"),
@@ -337,10 +337,26 @@ def test_wrong_options_are_refused_at_once(options, message):
             w.stream("ab", **options)
 
 
-@pytest.mark.parametrize("prompt", [None, 3, b"ab", ["a"]])
+@pytest.mark.parametrize("prompt", [None, 3, b"ab", ["a", 3]])
 def test_a_prompt_that_is_no_text_is_refused(prompt):
     with pytest.raises(InputError, match=r"prompt=.* must be text"):
         writer("char").generate(prompt)
+
+
+def test_a_list_of_prompts_gives_a_list_of_what_each_gives_alone():
+    """Of any lengths, with several samples each, streams and log-probabilities included."""
+    w, prompts = writer("pieces"), ["ab", "", "abcabcabcabcabcabcabcabc", "ab"]
+    options = {"seed": 4, "temperature": 1.5, "stop": ["ca"], "logprobs": 2}
+    found = w.complete(prompts, 12, 3, **options)
+    for samples, prompt in zip(found, prompts, strict=True):
+        assert_same(samples, w.complete(prompt, 12, 3, **options))
+    texts = w.generate(tuple(prompts), 12, seed=4)
+    assert texts == [w.generate(prompt, 12, seed=4) for prompt in prompts]
+    assert w.generate([]) == []
+    seeds = {samples[0].seed for samples in w.complete(["ab", "ab"], 12)}
+    assert len(seeds) == 2
+    with pytest.raises(InputError, match="a stream continues one prompt"):
+        w.stream(prompts)
 
 
 def test_repr_says_what_it_is():

@@ -181,7 +181,7 @@ def test_an_overwritten_runs_state_is_not_rolled_back_to(runs: Runs) -> None:
     """`--overwrite` died after its first state, and went back to the old run's previous one."""
     run = runs.copy()
 
-    def dead(self: RunFolder) -> None:
+    def dead(self: RunFolder, files: list[str]) -> None:
         raise Dead
 
     with runs.patch.context() as patch:

@@ -201,7 +201,7 @@ def test_small_texts_shrink_the_window_with_a_note(tmp_path: Path) -> None:
         ({"lr": math.nan}, "lr=nan must be"),
         ({"lr": 0.0}, r"lr=0\.0 must be above 0"),
         ({"minutes": 0.0, "steps": None}, r"minutes=0\.0 must be above 0"),
-        ({"tokens": 5}, "one of --steps, --tokens, --minutes: 2 were given"),
+        ({"tokens": 5}, "one of steps, tokens, minutes: 2 were given"),
         ({"batch_size": 0}, "batch_size=0 must be a whole number of at least 1"),
         ({"embed_dim": 65, "num_heads": 4}, "choose 64 or 68"),
         ({"preset": "huge"}, "preset='huge' is not known"),

@@ -18,6 +18,7 @@ from mygpt.core.model import GPT
 from mygpt.core.random import Stream, check_seed
 from mygpt.core.window import OVERFLOW_POLICIES, Overflow
 from mygpt.decode.choice import choose_engine, tokens_to_read
+from mygpt.decode.options import Seed
 from mygpt.decode.packing import cpu_engine_of, packable_parameters
 from mygpt.engine import Request, check_prompt_fits
 from mygpt.errors import InputError, require_choice, require_int
@@ -36,7 +37,7 @@ def generate(
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float | None = None,
-    seed: int | None = None,
+    seed: Seed | None = None,
     overflow: Overflow = "crop",
 ) -> torch.Tensor:
     """Append `max_new_tokens` tokens to each row of `prompt_ids` (chapter 15, section 15.7).
@@ -77,7 +78,7 @@ def generate(
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
-        seed=seed,
+        seed=None if seed is None else int(seed),
         overflow=overflow,
         make_decoder=fastest_decoder,
     )
@@ -93,7 +94,7 @@ def stream(
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float | None = None,
-    seed: int | None = None,
+    seed: Seed | None = None,
     overflow: Overflow = "crop",
 ) -> Iterator[torch.Tensor]:
     """The new tokens of `generate`, one step at a time: each (B,) int64.
@@ -103,6 +104,7 @@ def stream(
     """
     _check(model, prompt_ids, max_new_tokens, seed, overflow)
     sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
+    seed = None if seed is None else int(seed)
     call = GenerationCall(model, prompt_ids, int(max_new_tokens), sampling, seed, overflow)
     return (block[:, 0] for block in _blocks(call))
 
@@ -131,7 +133,7 @@ def _check_prompt(model: Any, prompt_ids: Any) -> None:
     if not isinstance(prompt_ids, torch.Tensor):
         raise InputError(
             f"prompt_ids must be a (B, T) int64 tensor, not {type(prompt_ids).__name__}: "
-            "torch.tensor([[0, 1]]) is one prompt of two ids"
+            "torch.tensor([[0, 1]]) is one prompt of two ids, and in mygpt.generate [0, 1] too"
         )
     if prompt_ids.ndim != 2 or prompt_ids.dtype != torch.int64:
         raise InputError(

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from mygpt.checkpoint.model_file import (
     Checkpoint,
@@ -17,16 +13,15 @@ from mygpt.checkpoint.model_file import (
     resolve,
     trained_length,
 )
-from mygpt.core.config import SamplingConfig
-from mygpt.core.random import Stream
-from mygpt.core.window import OVERFLOW_POLICIES, Overflow
-from mygpt.decode.choice import Backend, tokens_to_read
-from mygpt.decode.completion import Completion, Row
+from mygpt.decode.choice import Backend
+from mygpt.decode.completion import Completion
 from mygpt.decode.draft_table import FILE_NAME, DraftTable, table_of_file
-from mygpt.engine import Batch, Decoding, Request, check_prompt_fits, fresh_seed
-from mygpt.errors import CheckpointError, InputError, require_choice, require_int
-from mygpt.tokenization import Tokenizer, ends_of
-from mygpt.tokenization.unknown import PROMPT_POLICIES, adding_remedy, check_policy, without_unknown
+from mygpt.decode.options import TextOptions
+from mygpt.decode.text_call import DEFAULTS, Prompts, TextCall
+from mygpt.engine import Batch
+from mygpt.errors import CheckpointError, InputError, require_int
+from mygpt.options import names_of, require_known, shows_options
+from mygpt.tokenization import Tokenizer
 
 if TYPE_CHECKING:
     from mygpt.core.config import GPTConfig
@@ -36,14 +31,8 @@ if TYPE_CHECKING:
     from mygpt.evaluation.head_scores import HeadScores
     from mygpt.evaluation.inside import Inside, Patch
 
-# Steps of small models are so short that one call for each would cost time: a call makes as many
-# steps as fit in this time.
-_BLOCK_S = 0.002
-_MOST_AHEAD = 7  # tokens that a call may draw beyond these, where one pass gives several
-_CACHE_BYTES = 2**30  # the most for keys and values of samples that are decoded together
-_MAX_GROUP = 64
 _log = logging.getLogger("mygpt")
-_OPTIONS = ("seed", "stop", "logprobs", "overflow", "unknown")
+W = TypeVar("W", bound="Writer")
 
 
 class Writer:
@@ -164,8 +153,12 @@ class Writer:
         from mygpt.evaluation.ablation import Part, ablated
 
         found = [Part.parse(part, self.config) for part in parts]
-        return Writer(
-            ablated(self.backend.source, found),
+        return self.like(type(self), ablated(self.backend.source, found))
+
+    def like(self, kind: type[W], model: GPT | Checkpoint) -> W:
+        """A writer of class `kind` with this one's tokenizer and options, of another model."""
+        return kind(
+            model,
             self.tokenizer,
             self.provenance,
             **self._engine_options,
@@ -222,173 +215,106 @@ class Writer:
             return [0]
         return newline or [0]  # some tokenizers drop white space
 
-    def generate(self, prompt: str = "", max_new_tokens: int = 200, **options: Any) -> str:
-        """`prompt` and its continuation as one text; options as for `complete`."""
-        completion = self.complete(prompt, max_new_tokens, **options)[0]
-        return completion.prompt + completion.text
+    @overload
+    def generate(
+        self, prompt: str = "", max_new_tokens: int = 200, **options: Unpack[TextOptions]
+    ) -> str: ...
 
-    def stream(self, prompt: str = "", max_new_tokens: int = 200, **options: Any) -> Iterator[str]:
+    @overload
+    def generate(
+        self, prompt: Prompts, max_new_tokens: int = 200, **options: Unpack[TextOptions]
+    ) -> list[str]: ...
+
+    @shows_options(TextOptions, DEFAULTS)
+    def generate(
+        self, prompt: str | Prompts = "", max_new_tokens: int = 200, **options: Unpack[TextOptions]
+    ) -> str | list[str]:
+        """`prompt` and its continuation as one text, or a list of these for a list of prompts.
+
+        Options and errors as for `complete`.
+        """
+        call = TextCall(self, prompt, max_new_tokens, **options)
+        texts = [completion.prompt + completion.text for completion in call.samples(1)]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    @shows_options(TextOptions, DEFAULTS)
+    def stream(
+        self, prompt: str = "", max_new_tokens: int = 200, **options: Unpack[TextOptions]
+    ) -> Iterator[str]:
         """The continuation in pieces as they become certain; options as for `complete`.
 
         A piece never ends within a character, nor in the beginning of a stop string.
         """
-        job = _TextCall(self, prompt, max_new_tokens, **options)
-        return (piece for pieces in job.pieces(range(1)) for piece in pieces if piece)
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt={prompt!r:.40} must be text: a stream continues one prompt")
+        job = TextCall(self, prompt, max_new_tokens, **options)
+        return (piece for pieces in job.pieces() for piece in pieces if piece)
 
+    @overload
     def complete(
-        self, prompt: str = "", max_new_tokens: int = 200, num_samples: int = 1, **options: Any
-    ) -> list[Completion]:
-        """`num_samples` continuations of `prompt`.
+        self,
+        prompt: str = "",
+        max_new_tokens: int = 200,
+        num_samples: int = 1,
+        **options: Unpack[TextOptions],
+    ) -> list[Completion]: ...
+
+    @overload
+    def complete(
+        self,
+        prompt: Prompts,
+        max_new_tokens: int = 200,
+        num_samples: int = 1,
+        **options: Unpack[TextOptions],
+    ) -> list[list[Completion]]: ...
+
+    @shows_options(TextOptions, DEFAULTS)
+    def complete(
+        self,
+        prompt: str | Prompts = "",
+        max_new_tokens: int = 200,
+        num_samples: int = 1,
+        **options: Unpack[TextOptions],
+    ) -> list[Completion] | list[list[Completion]]:
+        """`num_samples` continuations of `prompt`; for a list of prompts a list of these.
+
+        Prompts of a list are decoded together. Each gets the samples that it would get alone: with
+        a `seed` all prompts have the same, without one each draws its own.
 
         Args:
-            prompt: the text to continue; empty starts from nothing.
+            prompt: the text to continue; empty starts from nothing. Or several, in a list.
             max_new_tokens: where to end at the latest.
             num_samples: how many continuations; number i depends on the seed and i alone.
             options: `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty` and
-                `overflow` as for `generate`; `seed` (None draws one, which the result
+                `overflow` as for `mygpt.generate`; `seed` (None draws one, which the result
                 contains); `stop`, strings that end the text and are not part of it;
                 `logprobs`, how many alternatives to report for each token; `unknown`, "drop" to
                 remove from the prompt what the tokenizer does not know ("error").
 
         Raises:
-            InputError: for a value outside its range.
+            InputError: for an option that does not exist, or a value outside its range.
             UnknownTokenError: for characters outside the vocabulary.
         """
-        return list(self.samples(prompt, max_new_tokens, num_samples, **options))
+        require_known(options, names_of(Writer.complete))
+        require_int("num_samples", num_samples, least=1)
+        call = TextCall(self, prompt, max_new_tokens, **options)
+        found = list(call.samples(num_samples))
+        if isinstance(prompt, str):
+            return found
+        return [found[n : n + num_samples] for n in range(0, len(found), num_samples)]
 
+    @shows_options(TextOptions, DEFAULTS)
     def samples(
-        self, prompt: str = "", max_new_tokens: int = 200, num_samples: int = 1, **options: Any
+        self,
+        prompt: str = "",
+        max_new_tokens: int = 200,
+        num_samples: int = 1,
+        **options: Unpack[TextOptions],
     ) -> Iterator[Completion]:
         """The results of `complete` one by one, decoded in groups as large as memory allows."""
+        require_known(options, names_of(Writer.samples))
         require_int("num_samples", num_samples, least=1)
-        return _TextCall(self, prompt, max_new_tokens, **options).samples(num_samples)
-
-
-class _TextCall:
-    """One call: options are checked at once, samples decoded in groups, tokens become text."""
-
-    def __init__(
-        self,
-        writer: Writer,
-        prompt: str,
-        max_new_tokens: int,
-        *,
-        seed: int | None = None,
-        stop: Sequence[str] | None = None,
-        logprobs: int | None = None,
-        overflow: Overflow = "crop",
-        unknown: str = "error",
-        **sampling: Any,
-    ) -> None:
-        if not isinstance(prompt, str):
-            raise InputError(f"prompt={prompt!r:.40} must be text")
-        check_policy(unknown, PROMPT_POLICIES)
-        if unknown == "drop":
-            prompt, _ = without_unknown(writer.tokenizer, prompt)
-        stop = [] if stop is None else stop
-        if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
-            raise InputError("stop must be a list of strings of at least one character each")
-        vocab_size = writer.tokenizer.vocab_size
-        if logprobs is not None:
-            require_int("logprobs", logprobs, least=0)
-            if logprobs > vocab_size:
-                raise InputError(
-                    f"logprobs={logprobs} must be at most the vocabulary's size, {vocab_size}"
-                )
-        others = sorted(set(sampling) - {field.name for field in fields(SamplingConfig)})
-        if others:
-            raise InputError(
-                f"unknown option {', '.join(others)}: there are {', '.join(_OPTIONS)} and "
-                f"{', '.join(field.name for field in fields(SamplingConfig))}"
-            )
-        require_int("max_new_tokens", max_new_tokens, least=0)
-        require_choice("overflow", overflow, OVERFLOW_POLICIES)
-        self.writer, self.prompt, self.max_new_tokens = writer, prompt, max_new_tokens
-        self.seed = Stream(fresh_seed() if seed is None else seed).seed
-        self.stop, self.logprobs, self.overflow = tuple(stop), logprobs, overflow
-        self.sampling = SamplingConfig(**sampling)
-        with adding_remedy('unknown="drop" leaves them out'):
-            self.prompt_ids = np.array(writer.prompt_ids(prompt), np.int64)
-        given = len(writer.tokenizer.beginning) if prompt else len(self.prompt_ids)
-        self.text_ids = self.prompt_ids[given:]
-        check_prompt_fits(len(self.prompt_ids), writer.config.max_seq_len, overflow)
-
-    def samples(self, count: int) -> Iterator[Completion]:
-        """Samples 0 to count - 1, in groups that fit in memory."""
-        config = self.writer.config
-        positions = min(config.max_seq_len, len(self.prompt_ids) + self.max_new_tokens)
-        row_bytes = 8 * config.num_layers * config.kv_heads * config.head_size * max(1, positions)
-        group_size = max(1, min(_MAX_GROUP, _CACHE_BYTES // row_bytes))
-        for first in range(0, count, group_size):
-            group = range(first, min(first + group_size, count))
-            rows = self._rows(group)
-            for _ in self._pieces(rows, total=count):
-                pass
-            yield from (row.completion for row in rows)
-
-    def pieces(self, indices: range) -> Iterator[list[str]]:
-        """The newly certain text of each sample at each step."""
-        return self._pieces(self._rows(indices), total=len(indices))
-
-    def _rows(self, indices: range) -> list[Row]:
-        return [
-            Row(
-                self.writer.tokenizer,
-                Completion(self.prompt, seed=self.seed, index=index),
-                self.stop,
-                self.logprobs,
-                self.text_ids,
-            )
-            for index in indices
-        ]
-
-    def _requests(self, rows: list[Row]) -> list[Request]:
-        ends = ends_of(self.writer.tokenizer)
-        return [
-            Request(
-                self.prompt_ids,
-                self.max_new_tokens,
-                self.sampling,
-                Stream(self.seed, row.completion.index),
-                self.overflow,
-                ends,
-            )
-            for row in rows
-        ]
-
-    def _pieces(self, rows: list[Row], total: int) -> Iterator[list[str]]:
-        most, window = self.max_new_tokens, self.writer.config.max_seq_len
-        reads = tokens_to_read(len(self.prompt_ids), most, window, self.overflow)
-        engine = self.writer.backend.engine(total * most, total * reads)
-        decoding = engine.start(self._requests(rows))
-        length = 1
-        while True:
-            began = time.perf_counter()
-            # With log-probabilities, each token needs the logits of its own step.
-            if self.logprobs is not None:
-                new = decoding.advance(1)
-            else:
-                new = decoding.advance(length + _MOST_AHEAD, least=length)
-            if not any(new):
-                break
-            if decoding.draws_in_blocks:
-                drawn = max(map(len, new))
-                length = max(1, int(_BLOCK_S * drawn / (time.perf_counter() - began)))
-            for step in range(max(map(len, new))):
-                yield [self._push(row, n, new[n], step, decoding) for n, row in enumerate(rows)]
-        for number, row in enumerate(rows):
-            drawn, passes = len(row.completion.token_ids), decoding.passes(number)
-            row.completion.passes = drawn if passes is None else min(drawn, passes)
-        yield [row.finish(self.max_new_tokens) for row in rows]
-
-    def _push(self, row: Row, number: int, ids: list[int], step: int, decoding: Decoding) -> str:
-        """Pass a row its token of this step; end the row in the engine at a stop string."""
-        if step >= len(ids):
-            return ""
-        text = row.push(ids[step], None if self.logprobs is None else decoding.logits(number))
-        if row.ended:
-            decoding.end(number)
-        return text
+        return TextCall(self, prompt, max_new_tokens, **options).samples(num_samples)
 
 
 def load(

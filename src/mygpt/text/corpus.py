@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from mygpt.text.sources import FileGroup, Finder, matches
 from mygpt.text.streams import RecordOptions, TextSource, pieces
 
 BUILTIN = "python-reference"
+# The name of a file of texts that a program has passed to `train`; see `mygpt.training.texts`.
+KEPT_TEXTS = re.compile(r"texts-[0-9a-f]{16}\.jsonl")
 
 # The memory that training on a text needs apart from the model: the Python string, and 2 bytes for
 # each byte of the file (first the blocks and pieces that it is joined from, later the token ids).
@@ -218,7 +221,9 @@ class _Reader:
             )
         self._needed += _need(num_bytes, in_memory)
         self._note_change(source)
-        self._finder.remark(source.name, [f"the field {field!r} of each record is read (--field)"])
+        if not KEPT_TEXTS.fullmatch(Path(source.name).name):  # the user has no such file
+            remark = f"the field {field!r} of each record is read (--field)"
+            self._finder.remark(source.name, [remark])
         return documents
 
     def _note_change(self, source: TextSource) -> None:
@@ -269,6 +274,8 @@ def name_of(paths: Sequence[str]) -> str:
     if paths[0] == "-":
         return "stdin"
     path = Path(os.path.realpath(paths[0]))
+    if KEPT_TEXTS.fullmatch(path.name):
+        return "texts"
     name = without_compression_suffix(path.name)
     ending = "" if path.is_dir() else Path(name).suffix
     stem = name.removesuffix(ending) + ending.lower().replace(".txt", "").replace(".", "-")

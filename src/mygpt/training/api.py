@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mygpt.decode.writer import Writer
 from mygpt.errors import InputError
 from mygpt.evaluation.ngram import MOST_TEST_TOKENS, MOST_TRAIN_TOKENS, ngram_losses
 from mygpt.file_access import require_path
+from mygpt.text.records import FIELD
 from mygpt.training.config import DEFAULT_PRESET
 from mygpt.training.distributed.process_group import (
     PeerError,
@@ -22,7 +23,7 @@ from mygpt.training.distributed.process_group import (
     joined,
     restart_advice,
 )
-from mygpt.training.events import Event, Listener, Note
+from mygpt.training.events import Event, Listener, Note, require_listener
 from mygpt.training.lifecycle import run_session
 from mygpt.training.ngram_targets import repeated_fraction
 from mygpt.training.prepare import Request, prepare
@@ -30,11 +31,13 @@ from mygpt.training.recipe import expected_loss
 from mygpt.training.recorded_files import resolved
 from mygpt.training.resuming import present_files, replayed, resumed
 from mygpt.training.run import RunFolder
+from mygpt.training.texts import kept_texts, refuse_with_texts
 
 
 def train(
     files: str | Path | Sequence[str | Path] | None = None,
     *,
+    texts: str | Iterable[str] | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
     resume: str | None = None,
@@ -54,44 +57,20 @@ def train(
 ) -> Writer:
     """Train a GPT on text and return a `Writer` of the best model.
 
-    Args:
-        files: text files, folders, glob patterns or "-"; nothing is the built-in corpus.
-        output: the run's folder, or a checkpoint file; None is `runs/<name of the text>`.
-        overwrite: replace a run that is already there.
-        resume: "auto" resumes a run that is already there, and begins one if there is none.
-        preset: a named shape and recipe; "auto" chooses them from corpus, budget and machine.
-        tokenizer: "auto", "char", "byte", "bpe", "bpe:SIZE", or the path of a tokenizer's JSON.
-        val_file: text to validate on; None keeps the last tenth of `files`.
-        encoding: of the files; None is UTF-8 or what a byte-order mark says.
-        field: of the records in *.jsonl, *.json, *.csv, *.tsv and *.parquet, that holds the text;
-            None is "text" where there is such a field, else such a file is plain text.
-        split_documents: whether `<|endoftext|>` in a file separates documents (else it is text
-            as any other); None is true, but for the tutorial's preset.
-        unknown: "error" refuses a text of which more than a tenth is unknown to the tokenizer,
-            "keep" trains on it nevertheless.
-        device: "auto", "cpu", "cuda" or "mps".
-        init_from: a checkpoint or run whose weights training begins from, with its shape and
-            tokenizer, at a lower learning rate; that run is not changed.
-        began: the `time.monotonic()` from which `minutes` count; None is now.
-        listener: called with every event; `print` shows plain lines.
-        command: recorded in the checkpoint as its origin.
-        options: any field of `TrainConfig` (`steps`, `minutes`, `lr`, ...) and `embed_dim`,
-            `num_heads`, `num_layers`, `max_seq_len`, `dropout`. `batch_size="auto"` is the
-            preset's, split into micro-batches if it does not fit in memory.
-
-    Raises:
-        InputError: for wrong input, or if another process trains in this folder; nothing was
-            written then.
-        OutOfMemoryError: for what does not fit; nothing was written then.
-        StorageError: when there is no space left.
-        DivergedError: when the loss is NaN or infinite, also at lower learning rates.
-        KeyboardInterrupt: when a signal ended the run, after it was saved.
+    The arguments, and what is raised, are those of `mygpt.api.training.train`.
     """
     if resume not in (None, "auto"):
         raise InputError(f"resume={resume!r} must be 'auto': mygpt.resume resumes a run by name")
     if resume is not None and overwrite:
         raise InputError("resume='auto' never replaces a run: leave out overwrite")
-    with _session(device, listener) as (group, notify):
+    with _session(device, listener) as (group, notify), ExitStack() as held:
+        if texts is not None:
+            refuse_with_texts(files=files, encoding=encoding, field=field)
+            folder = Request.of("texts", output=output).run
+            folder = RunFolder.at(folder.name, group)
+            resumes = resume is not None
+            kept = kept_texts(texts, folder, overwrite=overwrite, resumes=resumes)
+            files, field = held.enter_context(kept), FIELD
         request = Request.of(
             files, output=output, overwrite=overwrite, preset=preset, tokenizer=tokenizer,
             val_file=val_file, encoding=encoding, field=field, split_documents=split_documents,
@@ -119,24 +98,7 @@ def resume(
     listener: Listener = print,
     **options: Any,
 ) -> Writer:
-    """Continue a run exactly as if it had never stopped.
-
-    Args:
-        output: the run's folder, or the checkpoint file it was given as `output`.
-        files: the text, if it has been moved; nothing reads it where the run found it.
-        val_file: the validation file, likewise.
-        device: "auto", "cpu", "cuda" or "mps".
-        began: the `time.monotonic()` from which this session's `minutes` count; None is now.
-        listener: called with every event.
-        options: a new length (`steps`, `tokens` or `minutes`, counted from the run's start)
-            and how often to report, validate and save. Any other option of `train` must have
-            the run's own value.
-
-    Raises:
-        CheckpointError: if there is no run, or its state is damaged.
-        InputError: if the text has changed, an option cannot change, or the run is already
-            longer than the length asked for.
-    """
+    """Continue a run exactly as if it had never stopped; see `mygpt.api.training.resume`."""
     require_path("run", output)
     began = time.monotonic() if began is None else began
     options = {name: value for name, value in options.items() if value is not None}
@@ -159,26 +121,7 @@ def replay(
     listener: Listener = print,
     command: str = "mygpt.replay(...)",
 ) -> Writer:
-    """Repeat a run from its beginning, step by step.
-
-    In a run by `minutes` the learning rate followed the clock, and a run may have been
-    lengthened or rolled back: its state has the log of what decided each step's rate, which
-    is followed here. Weights and losses are bitwise the same on the same kind of machine.
-
-    Args:
-        original: the run's folder, or the checkpoint file it was given as `output`.
-        output: the new run's folder, or a checkpoint file.
-        files: the text, if it has been moved; nothing reads it where the run found it.
-        val_file: the validation file, likewise.
-        overwrite: replace a run that is already there.
-        device: "auto", "cpu", "cuda" or "mps".
-        listener: called with every event.
-        command: recorded in the checkpoint as its origin.
-
-    Raises:
-        CheckpointError: if there is no such run, or its state is damaged.
-        InputError: if its text has changed, or its state has no log of its steps.
-    """
+    """Repeat a run from its beginning, step by step; see `mygpt.api.training.replay`."""
     for name, value in (("original", original), ("output", output)):
         require_path(name, value)
     if not from_environment().is_main:
@@ -260,10 +203,7 @@ def _resume_again(
 @contextmanager
 def _session(device: str, listener: Listener) -> Iterator[tuple[ProcessGroup, Listener]]:
     """The processes that train, connected, and the listener, which process 0 alone calls."""
-    if not callable(listener):
-        raise InputError(
-            f"listener={listener!r:.40} must be callable (lambda event: None ignores all events)"
-        )
+    require_listener(listener)
     with _torch_state_kept(), joined(device) as group:
         yield group, listener if group.is_main else _ignore
 

@@ -274,7 +274,7 @@ class Checkpointer:
         """Commit a new run; only then remove the files of an earlier run."""
         self._provenance = {**self._provenance, "run_id": secrets.token_hex(8)}
         self._commit(progress, keep=False)
-        self.run.clear_derived()
+        self.run.clear_derived(self.setup.settings["files"])
         self.run.write_settings(settings)
         self.save_model(progress)
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from mygpt.core.random import check_seed
 from mygpt.errors import InputError, make_plain, require_choice, require_int, require_number
+from mygpt.options import require_known
 from mygpt.scaling.presets import SHAPES
 
 DataOrder = Literal["shuffled", "tutorial"]
@@ -282,12 +283,7 @@ def preset_options(preset: str, overrides: dict[str, Any]) -> tuple[dict[str, An
     """
     if preset not in PRESETS:
         raise InputError(f"preset={preset!r} is not known: choose {', '.join(PRESETS)}")
-    unknown = sorted(set(overrides) - set(SHAPE_OPTIONS) - set(TRAIN_OPTIONS))
-    if unknown:
-        raise InputError(
-            f"unknown option {', '.join(unknown)}: there are "
-            f"{', '.join(sorted({*SHAPE_OPTIONS, *TRAIN_OPTIONS}))}"
-        )
+    require_known(overrides, {*SHAPE_OPTIONS, *TRAIN_OPTIONS})
     named = "small" if preset == AUTO else preset  # where the choice is made later
     shape, recipe = dict(SHAPES[named]), dict(_RECIPES[named])
     if LENGTHS & set(overrides):

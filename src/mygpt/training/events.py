@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mygpt.errors import InputError
 from mygpt.evaluation.baselines import Baselines, Row
 from mygpt.evaluation.copied import Novelty
 from mygpt.evaluation.losses import Evaluation
@@ -267,6 +268,14 @@ class Finished:
 Logged = StepDone | Evaluated | StepsSkipped | Spiked | RolledBack | Sampled
 Event = Note | Started | Logged | Finished
 Listener = Callable[[Event], None]
+
+
+def require_listener(listener: object) -> None:
+    """Raise `InputError` unless `listener` can be called."""
+    if not callable(listener):
+        raise InputError(
+            f"listener={listener!r:.40} must be callable (lambda event: None ignores all events)"
+        )
 
 
 def _windows(batch: list[int]) -> str:

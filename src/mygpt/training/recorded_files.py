@@ -19,6 +19,7 @@ from typing import Any
 from mygpt.data.token_store import is_store
 from mygpt.errors import InputError
 from mygpt.text import READING_VERSION, Corpus, RecordOptions, read_corpus
+from mygpt.text.corpus import KEPT_TEXTS
 from mygpt.text.reading import shown
 
 _INDEX = "index.json"  # of a token store, which may be copied elsewhere
@@ -37,6 +38,23 @@ def names_in(settings: Mapping[str, Any]) -> list[str]:
     """The names of everything that is read for a run, except standard input."""
     names = [*settings["files"], settings["val_file"]]
     return [name for name in names if name is not None and name != "-"]
+
+
+def with_kept_texts(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A state's settings, in which texts of the run's folder are where the folder is now."""
+    present = {
+        name: str(folder / Path(name).name)
+        for name in settings["files"]
+        if KEPT_TEXTS.fullmatch(Path(name).name) and not os.path.lexists(name)
+    }
+    seen = settings.get("seen")
+    if not present or not isinstance(seen, dict):
+        return settings
+    return {
+        **settings,
+        "files": [present.get(name, name) for name in settings["files"]],
+        "seen": {present.get(name, name): size for name, size in seen.items()},
+    }
 
 
 def named(files: object) -> list[str]:

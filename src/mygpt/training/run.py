@@ -12,8 +12,8 @@ import contextlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -34,9 +34,11 @@ from mygpt.decode.draft_table import FILE_NAME, DraftTable
 from mygpt.errors import CheckpointError, DamagedError, InputError
 from mygpt.file_access import read_inside, require_folder, require_regular
 from mygpt.json_objects import read_records, step_of
+from mygpt.text.corpus import KEPT_TEXTS
 from mygpt.tokenization import Tokenizer
 from mygpt.training.checkpointing import State, read_checked_state, read_state
 from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from mygpt.training.recorded_files import with_kept_texts
 
 _FILE_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 P = ParamSpec("P")
@@ -235,8 +237,14 @@ class RunFolder:
         return (*self.array_paths[2:], *others)
 
     @_by_main
-    def clear_derived(self) -> None:
-        """Remove the files of an earlier run whose state has just been replaced."""
+    def clear_derived(self, files: Sequence[str]) -> None:
+        """Remove the files of an earlier run whose state has just been replaced.
+
+        `files` are the new run's texts, which may be in this folder.
+        """
+        texts = [path for path in self.folder.glob("texts-*") if KEPT_TEXTS.fullmatch(path.name)]
+        named = [os.path.realpath(name) for name in files]
+        remove(*(path for path in texts if os.path.realpath(path) not in named))
         remove(self.previous_path, *self._derived(), *self.folder.glob("damaged.*"))
         self._clear_shards()
 
@@ -335,19 +343,24 @@ class RunFolder:
         """
         self._require_run()
         try:
-            return read_checked_state(self.state_path), None
+            return self._read_state(self.state_path), None
         except DamagedError as error:
             problem = error
         if not self.previous_path.exists():
             raise problem
         try:
-            state = read_checked_state(self.previous_path)
+            state = self._read_state(self.previous_path)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{problem}; the state before it too: {error}; "
                 f"`mygpt doctor {shlex.quote(str(self.folder))}` says which models are intact"
             ) from None
         return state, f"{problem}: resuming from the state before it, of step {state.progress.step}"
+
+    def _read_state(self, path: Path) -> State:
+        """A state; its run may have been moved, and texts in its folder with it."""
+        state = read_checked_state(path)
+        return replace(state, settings=with_kept_texts(state.settings, self.folder))
 
     def load_previous_state(self, run_id: object) -> State | None:
         """The previous state, if it is intact and belongs to that run."""
