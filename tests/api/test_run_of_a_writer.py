@@ -9,7 +9,7 @@ import torch
 
 import mygpt
 from mygpt.errors import InputError
-from mygpt.training.events import Event, Finished, Note
+from mygpt.training.events import Event, Finished
 from shapes import TUTORIAL, build
 from training_runs import TINY, silent
 
@@ -22,20 +22,26 @@ def run(text: str, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_a_training_writes_its_report_and_says_where(text: str, tmp_path: Path) -> None:
+def test_a_training_writes_its_report_and_says_where(
+    text: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """As the command does; `report=False` does not. An error does not end the program."""
     heard: list[Event] = []
-    writer = mygpt.train(text, output=tmp_path / "run", listener=heard.append, **TINY)
+    listeners = [print, heard.append]
+    writer = mygpt.train(text, output=tmp_path / "run", listener=listeners, **TINY)
     page = tmp_path / "run" / "report.html"
     assert page.is_file()
-    assert isinstance(heard[-2], Finished)
-    assert heard[-1] == Note(f"the report is {page}")
+    assert isinstance(heard[-1], Finished)  # the last event, as before
+    assert capsys.readouterr().out.endswith(f"note: the report is {page}\n")
     assert writer.run == tmp_path / "run"
     page.unlink()
     page.mkdir()
     mygpt.resume(tmp_path / "run", steps=14, listener=heard.append)
-    assert isinstance(heard[-1], Note)
-    assert heard[-1].text.startswith("no report: ")
+    assert isinstance(heard[-1], Finished)
+    assert caplog.messages[-1].startswith("no report: ")
 
 
 @pytest.mark.parametrize("name", ["", "best.safetensors", "ckpt.pt"])

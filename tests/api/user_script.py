@@ -32,6 +32,12 @@ def trains(folder: Path, lines: Iterator[str]) -> mygpt.Writer:
         save_seconds=1.0,
     )  # fmt: skip
     mygpt.train(texts=lines, minutes=0.1)
+    mygpt.train("a.txt", listener=[
+        print, mygpt.CsvListener(folder / "losses.csv"), mygpt.TensorBoardListener(log_dir=folder),
+        mygpt.WandbListener("poems", name="one", config={"note": 1}, run=None),
+        lambda event: print(type(event)),
+    ])  # fmt: skip
+    mygpt.train("a.txt", listener=3)  # type: ignore[arg-type]
     mygpt.train(texts=["a", "b"], batch_size=4)
     mygpt.train("a.txt", minuts=5)  # type: ignore[call-arg]
     mygpt.train("a.txt", schedule="square")  # type: ignore[arg-type]

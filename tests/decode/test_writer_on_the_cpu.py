@@ -7,7 +7,7 @@ import pytest
 from decoding import assert_runs, engine_of, model_of, request, written
 from mygpt import CharTokenizer, Writer, save_checkpoint
 from mygpt.cpu.decode.engine import CpuEngine
-from mygpt.decode import writer as writer_module
+from mygpt.decode import text_call
 
 pytestmark = pytest.mark.kernels
 
@@ -28,7 +28,7 @@ def test_samples_do_not_depend_on_the_size_of_their_batches(monkeypatch):
     samples = w.complete("ab", 15, 130, seed=5)
     assert sizes == [64, 64, 2]
     assert [sample.index for sample in samples] == list(range(130))
-    monkeypatch.setattr(writer_module, "_MAX_GROUP", 7)
+    monkeypatch.setattr(text_call, "_MAX_GROUP", 7)
     assert w.complete("ab", 15, 130, seed=5) == samples
     assert max(sizes[3:]) == 7
     for i in (0, 63, 64, 129):

@@ -294,7 +294,7 @@ def building(config, recipe, *others, **more):
     figures["needed"] = memory.needed_bytes(model, recipe) + 4 * config.num_parameters()
     return model
 lifecycle.initial_model = building
-options = {"batch_size": 128, "steps": 3}
+options = {"batch_size": 128, "steps": 3, "report": False}
 with tempfile.TemporaryDirectory() as folder:
     text = folder + "/text.txt"
     open(text, "w").write("the quick brown fox jumps over the lazy dog. " * 400)

@@ -6,6 +6,7 @@ output, the report is written at the end, and the `Writer` knows its run.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,6 +22,8 @@ from mygpt.decode import writer as decoding
 from mygpt.errors import MygptError
 from mygpt.options import defaults_of, names_of, require_known, shows_options
 from mygpt.training.events import Event, Finished, Listener, Note, Started, require_listener
+
+_log = logging.getLogger("mygpt")
 
 
 @shows_options(TrainOptions, defaults_of(training.train))
@@ -166,12 +169,13 @@ class _Session:
         for each in self._listeners:
             require_listener(each)
         self._held, self._report = ExitStack(), report
+        self._shown: Listener | None = None
         self._run: Path | None = None
         self._finished: Finished | None = None
 
     def __enter__(self) -> _Session:
         if print in self._listeners:
-            shown = self._held.enter_context(default_display())
+            self._shown = shown = self._held.enter_context(default_display())
             self._listeners = [shown if each is print else each for each in self._listeners]
         return self
 
@@ -184,16 +188,16 @@ class _Session:
             self._run = event.run
         if isinstance(event, Finished):
             self._run, self._finished = event.run, event
-        self._notify(_in_python(event))
-
-    def _notify(self, event: Event) -> None:
+        event = _in_python(event)
         for listener in self._listeners:
             listener(event)
 
     def writer(self, found: decoding.Writer) -> Writer:
         """The `Writer` of the run that has ended, whose report is written first."""
         if self._report and self._finished is not None:
-            self._notify(Note(_write_report(self._finished)))
+            page = _write_report(self._finished)
+            if page is not None and self._shown is not None:
+                self._shown(Note(f"the report is {page}"))
         return of_run(found, self._run)
 
 
@@ -206,14 +210,15 @@ def _in_python(event: Event) -> Event:
     return event
 
 
-def _write_report(finished: Finished) -> str:
-    """Write the report of a run that has just finished; a line about it, also if that failed.
+def _write_report(finished: Finished) -> Path | None:
+    """Write the report of a run that has just finished.
 
-    An error is not raised: the run itself is saved and complete.
+    An error is logged and not raised: the run itself is saved and complete.
     """
     from mygpt.views.report import write_report
 
     try:
-        return f"the report is {write_report(finished.run, finished=finished)}"
+        return write_report(finished.run, finished=finished)
     except MygptError as error:
-        return in_python(f"no report: {error}")
+        _log.warning("no report: %s", in_python(str(error)))
+        return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,12 +113,11 @@ class TextCall:
         positions = min(config.max_seq_len, longest + self.max_new_tokens)
         row_bytes = 8 * config.num_layers * config.kv_heads * config.head_size * max(1, positions)
         group_size = max(1, min(_MAX_GROUP, _CACHE_BYTES // row_bytes))
-        wanted = [(prompt, index) for prompt in self._prompts for index in range(count)]
-        for first in range(0, len(wanted), group_size):
-            group = wanted[first : first + group_size]
+        wanted = ((prompt, index) for prompt in self._prompts for index in range(count))
+        while group := list(islice(wanted, group_size)):
             rows = [self._row(prompt, index) for prompt, index in group]
             requests = [self._request(prompt, index) for prompt, index in group]
-            for _ in self._pieces(rows, requests, total=len(wanted)):
+            for _ in self._pieces(rows, requests, total=count * len(self._prompts)):
                 pass
             yield from (row.completion for row in rows)
 
