@@ -6,6 +6,7 @@ BIN := .venv/bin
 SHAKESPEARE ?= ../shared/data/tinyshakespeare.txt
 
 .PHONY: demo test test-fast lint torture clean
+.PHONY: docs
 .PHONY: bench bench-training bench-texts bench-generation bench-serving bench-tokenizing bench-scaling
 
 demo: .venv/ready
@@ -84,5 +85,18 @@ bench-tokenizing: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# The site, into build/site; a warning or a broken link fails. To read it:
+# .venv-docs/bin/python -m http.server --directory build/site
+docs: .venv-docs/ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet
+
+# The extra alone: the reference is read from the sources, so mygpt and torch are not needed.
+.venv-docs/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	$(PYTHON) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*extras["optional-dependencies"]["docs"], sep="\n")' > .venv-docs/requirements.txt
+	.venv-docs/bin/python -m pip install --quiet --requirement .venv-docs/requirements.txt
+	touch $@
+
 clean:
-	rm -rf .venv .venv-bench build src/*.egg-info
+	rm -rf .venv .venv-bench .venv-docs build src/*.egg-info
