@@ -6,7 +6,7 @@ BIN := .venv/bin
 SHAKESPEARE ?= ../shared/data/tinyshakespeare.txt
 
 .PHONY: demo test test-fast lint torture clean
-.PHONY: docs
+.PHONY: docs notebooks
 .PHONY: bench bench-training bench-texts bench-generation bench-serving bench-tokenizing bench-scaling
 
 demo: .venv/ready
@@ -85,10 +85,10 @@ bench-tokenizing: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# The site, into build/site; a warning or a broken link fails. To read it:
+# The site, into build/site; a warning or a broken link fails. (--quiet would hide both.) To read it:
 # .venv-docs/bin/python -m http.server --directory build/site
 docs: .venv-docs/ready
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
 
 # The extra alone: the reference is read from the sources, so mygpt and torch are not needed.
 .venv-docs/ready: pyproject.toml
@@ -96,6 +96,15 @@ docs: .venv-docs/ready
 	$(PYTHON) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 		print(*extras["optional-dependencies"]["docs"], sep="\n")' > .venv-docs/requirements.txt
 	.venv-docs/bin/python -m pip install --quiet --requirement .venv-docs/requirements.txt
+	touch $@
+
+# Run the notebooks; with their outputs they are in build/notebooks.
+notebooks: .venv/ready-notebooks
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m nbconvert --to notebook --execute \
+		--output-dir build/notebooks notebooks/*.ipynb
+
+.venv/ready-notebooks: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks]'
 	touch $@
 
 clean:

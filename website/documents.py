@@ -22,7 +22,8 @@ def on_config(config: MkDocsConfig) -> None:
     sections: list[dict[str, list[str]]] = []
     seen = {HOME, INDEX}
     for text in INDEX.read_text(encoding="utf-8").split("\n## ")[1:]:
-        pages = [page for page in linked_files(INDEX, text) if page not in seen]
+        pages = [page for page in linked_files(INDEX, text) if page.suffix == ".md"]
+        pages = [page for page in pages if page not in seen]
         seen.update(pages)
         sections.append({text.partition("\n")[0]: [source_of(page) for page in pages]})
     config.nav = [{"Start": source_of(HOME)}, {"Documents": source_of(INDEX)}, *sections]
