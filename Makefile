@@ -6,7 +6,7 @@ BIN := .venv/bin
 SHAKESPEARE ?= ../shared/data/tinyshakespeare.txt
 
 .PHONY: demo test test-fast lint torture clean
-.PHONY: docs notebooks
+.PHONY: docs notebooks pictures
 .PHONY: bench bench-training bench-texts bench-generation bench-serving bench-tokenizing bench-scaling
 
 demo: .venv/ready
@@ -105,6 +105,14 @@ notebooks: .venv/ready-notebooks
 
 .venv/ready-notebooks: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks]'
+	touch $@
+
+# The README's pictures, from `mygpt demo` and `mygpt serve`; needs Chromium. Writes docs/pictures/.
+pictures: .venv/ready-pictures
+	$(BIN)/python -m website.pictures
+
+.venv/ready-pictures: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pictures,serve]'
 	touch $@
 
 clean:
