@@ -5,8 +5,10 @@ A model's logits depend only on the last two ids, so a test can compute every ba
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -56,6 +58,13 @@ class MadeUp:
         rows = [[1 / (y + 1) if x <= y else 0.0 for x in range(len(ids))] for y in range(len(ids))]
         return [[rows, rows], [rows, rows]]
 
+    def choices(self, asked: dict) -> list[list[str]]:
+        """Pieces of the continuations of POST /v1/completions: the texts, from another one each."""
+        count = len(self.texts) if asked["max_tokens"] == -1 else asked["max_tokens"]
+        start = asked["seed"] % len(self.texts)
+        every = [*self.texts[start:], *self.texts[:start]]
+        return [(every[i:] + every[:i])[:count] for i in range(asked["n"])]
+
     def inside(self, ids: list[int], asked: dict) -> dict:
         """A response of POST /api/inside, with the model's texts in each of its fields."""
         tokens = [{"id": i, "text": text} for i, text in enumerate(self.texts)]
@@ -94,7 +103,8 @@ class Handler(BaseHTTPRequestHandler):
                 facts["tokens"] = model.texts
             self.answer(200, facts)
             return
-        name = "playground.html" if self.path == "/" else self.path.removeprefix("/static/")
+        pages = {"/": "playground.html", "/write": "write.html"}
+        name = pages.get(self.path) or self.path.removeprefix("/static/")
         path = STATIC / name
         if not path.is_file():
             self.answer(404, {"error": {"message": "no such page"}})
@@ -104,6 +114,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         model = self.server.model
+        if self.path == "/v1/completions":
+            asked["text"] = asked["prompt"]
         left = []
         if asked.get("unknown") == "drop":
             left = sorted(set(asked["text"]) - set(model.texts))
@@ -112,6 +124,9 @@ class Handler(BaseHTTPRequestHandler):
             ids = asked["ids"] if "ids" in asked else model.encode(asked["text"])
         except UnknownError as error:
             self.answer(400, {"error": {"message": str(error), "code": "unknown_characters"}})
+            return
+        if self.path == "/v1/completions":
+            self.stream(model.choices(asked))
             return
         if self.path == "/api/attention":
             shown = ids[-model.window :]
@@ -128,6 +143,22 @@ class Handler(BaseHTTPRequestHandler):
         if left:
             answer |= {"text": asked["text"], "left_out": left}
         self.answer(200, answer | listed_logits(model, model.logits(ids)))
+
+    def stream(self, choices: list[list[str]]) -> None:
+        """Send the pieces one by one, at the server's pace; without an end if it fails."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        with contextlib.suppress(OSError):  # the page has stopped it
+            for number, pieces in enumerate(zip(*choices, strict=True)):
+                if number == self.server.fails_after:
+                    return
+                for index, text in enumerate(pieces):
+                    event = {"choices": [{"index": index, "text": text}]}
+                    self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+                time.sleep(self.server.pause_s)
+                self.server.pieces_sent = number + 1
+            self.wfile.write(b"data: [DONE]\n\n")
 
     def answer(self, status: int, values: dict) -> None:
         key = self.server.key
@@ -160,6 +191,9 @@ class Stub(ThreadingHTTPServer):
     """The server; with `key` it asks for that, with `strict` it sends the security policy."""
 
     daemon_threads = True
+    pause_s = 0.0  # between the pieces of a continuation
+    fails_after: int | None = None  # pieces, after which the connection is closed
+    pieces_sent = 0
 
     def __init__(self, model: MadeUp, port: int = 0, key: str = "", strict: bool = True) -> None:
         self.model, self.key, self.strict = model, key, strict

@@ -43,7 +43,7 @@ def test_all_routes_but_the_pages_need_the_key():
                 assert answer.headers["www-authenticate"] == "Bearer"
                 assert answer.json()["error"]["code"] == "invalid_api_key"
             assert api.request(method, path, headers=good).status_code != 401
-        for path in ("/", "/static/none.js"):
+        for path in ("/", "/write", "/static/none.js"):
             assert api.get(path).status_code in (200, 404)
 
 

@@ -181,6 +181,26 @@ def test_the_playground_has_no_violation(sized, axe):
         assert violations(sized, axe) == [], "with unknown characters"
 
 
+def test_the_writing_view_has_no_violation(sized, axe):
+    """Empty, with a continuation, with alternatives, and with unknown characters."""
+    model = MadeUp(["\n", " ", *"abcdefghijklmnopqrstuvwxyz."])
+    with opened(sized, model) as page:
+        sized.get(page.stub.url + "write")
+        page.until(lambda: page.find("#facts").text)
+        assert violations(sized, axe) == [], "with an empty text"
+        page.set_field("#text", "ab cd " * 40)
+        page.click("continue")
+        page.until(lambda: "by the model." in page.find("#status").text)
+        page.until(lambda: page.find(".window-words").text)
+        assert violations(sized, axe) == [], "with a continuation"
+        page.click("other")
+        page.until(lambda: len(page.all(".alternative")) == 4)
+        assert violations(sized, axe) == [], "with alternatives"
+        page.set_field("#text", "é")
+        page.until(lambda: page.find(".notice-drop").is_displayed())
+        assert violations(sized, axe) == [], "with unknown characters"
+
+
 SPOIL = """
 for (const bar of document.querySelectorAll("#bars button.bar")) {
   bar.setAttribute("aria-label", "another name");

@@ -509,8 +509,30 @@ def test_no_text_becomes_markup(browser):
             assert " ".join(some) in page.browser.execute_script(facts)
             assert page.browser.execute_script("return window.__ran ?? null") is None
             assert set(page_tags_now(page)) <= set(PAGE_TAGS.split())
+            page.browser.get(page.stub.url + "write")
+            write_everywhere(page, some)
+            assert page.browser.execute_script("return window.__ran ?? null") is None
+            assert set(page_tags_now(page)) <= set(PAGE_TAGS.split())
     with pytest.raises(NoAlertPresentException):
         browser.switch_to.alert  # noqa: B018
+
+
+def write_everywhere(page: Page, strings: list[str]) -> None:
+    """On the writing view: a text, a continuation, alternatives, and the saved text again."""
+    page.until(lambda: page.find("#facts").text)
+    page.set_field("#text", " ".join(strings))
+    page.click("continue")
+    page.until(lambda: "by the model." in page.find("#status").text)
+    page.click("other")
+    page.until(lambda: len(page.all(".alternative")) == 4)
+    shown = page.find(".alternative").get_attribute("textContent")
+    assert strings[0].splitlines()[0][:4] in shown
+    page.all(".alternative")[1].click()
+    page.until(lambda: len(page.all("#marks mark")) == 2)
+    text = page.find("#text").get_attribute("value")
+    page.browser.refresh()
+    page.until(lambda: page.find("#facts").text)
+    assert page.find("#text").get_attribute("value") == text
 
 
 # Every view with every string, each in a box of its own at the end of the page.
@@ -545,14 +567,15 @@ Promise.all(views.map((name) => import(`./static/${name}.js`)))
 PAGE_TAGS = (
     "html head form meta title link script body header h1 p ol li div noscript main section h2 h3 "
     "mark text g circle label textarea button input article span svg rect line aside select option "
-    "details summary path pre code table caption thead tbody tr th td"
+    "details summary path pre code table caption thead tbody tr th td nav a output"
 )
 
 
 def page_tags_now(page: Page) -> list[str]:
     return page.browser.execute_script(
         "return Array.from(document.querySelectorAll('*'), (one) => one.localName)"
-        ".concat(document.scripts.length === 1 ? [] : ['a second script']);"
+        ".concat(document.scripts.length === 1 ? [] : ['a second script'])"
+        ".concat(document.links.length === 2 ? [] : ['a third link']);"
     )
 
 

@@ -22,8 +22,9 @@ from offline_pages import node
 STATIC = Path(mygpt.views.__file__).parent / "static"
 GOLDEN = json.loads(reference.FILTERS.read_text(encoding="utf-8"))
 
-# The page itself starts when it is imported, and needs a browser.
-PURE = sorted(path.name for path in STATIC.glob("*.js") if path.name != "playground.js")
+# The pages themselves start when they are imported, and need a browser.
+PAGES = {"playground.js", "write.js"}
+PURE = sorted(path.name for path in STATIC.glob("*.js") if path.name not in PAGES)
 
 SCRIPT = """
 import {{ readFileSync }} from "node:fs";

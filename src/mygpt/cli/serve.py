@@ -103,7 +103,8 @@ def serve(
     """Serve a model: OpenAI's /v1/completions, and a page that shows how tokens are sampled.
 
     Programs for that API can use it with http://127.0.0.1:8000/v1 as the base URL. The page is at
-    http://127.0.0.1:8000. By default only this machine can reach the server (see --host).
+    http://127.0.0.1:8000, and one for writing with the model at http://127.0.0.1:8000/write. By
+    default only this machine can reach the server (see --host).
 
     Example: mygpt serve runs/poems --port 8001 --api-key "$KEY"
     """

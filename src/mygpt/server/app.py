@@ -60,6 +60,7 @@ def make_app(writer: Writer, settings: ServerSettings) -> Starlette:
         Route("/api/inside", inside.answer, methods=["POST"]),
         Route("/api/model", page.model),
         Route("/", page.page),
+        Route("/write", page.writing),
         Route("/static/{name}", page.file),
     ]
     app = Starlette(

@@ -77,7 +77,7 @@ def check(headers: Headers, path: str, settings: ServerSettings) -> None:
     """Raise `ApiError` for a request that may not use the server, or whose body is too large."""
     check_host(headers.getlist("host"), settings)
     check_origin(headers.getlist("origin"), headers["host"])
-    if path != "/" and not path.startswith("/static/"):  # the page's files need no key
+    if path not in ("/", "/write") and not path.startswith("/static/"):  # pages need no key
         _check_key(headers, settings.api_key)
     length = headers.get("content-length", "0")
     if not length.isascii() or not length.isdigit():

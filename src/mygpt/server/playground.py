@@ -1,4 +1,4 @@
-"""The routes of the page at /: its files, the next token's logits, attention weights."""
+"""The routes of the pages / and /write: their files, the next token's logits, attention."""
 
 from __future__ import annotations
 
@@ -79,6 +79,10 @@ class Playground:
     async def page(self, request: HttpRequest) -> Response:
         """GET /."""
         return _file("playground.html")
+
+    async def writing(self, request: HttpRequest) -> Response:
+        """GET /write."""
+        return _file("write.html")
 
     async def file(self, request: HttpRequest) -> Response:
         """GET /static/NAME."""

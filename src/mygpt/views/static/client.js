@@ -1,4 +1,4 @@
-// Requests to the playground's server: the model, predictions, attention.
+// Requests to the playground's server: the model, predictions, attention, continuations.
 // Letters: T time, V vocabulary.
 
 import { likeliestFirst, softmax, spreadRest } from "./sampling.js";
@@ -47,27 +47,58 @@ export class Client {
     return this.send("inside", question, signal);
   }
 
+  // Continue a text: `onPiece(index, text)` is called with each new piece of a choice. `question`
+  // has fields of POST /v1/completions. `signal` also ends the generation in the server.
+  async complete(question, onPiece, signal) {
+    const body = { model: this.facts.name, stream: true, ...question };
+    const response = await this.request("../v1/completions", body, signal);
+    if (!response.ok) parsedAnswer(await answered(response.text()), response);
+    for await (const { error, choices = [] } of eventsOf(response)) {
+      if (error) throw new ServerError(error.message, 500, error.code);
+      for (const { index, text } of choices) onPiece(index, text);
+    }
+  }
+
   async send(path, question, signal) {
+    const response = await this.request(path, question, signal);
+    return parsedAnswer(await answered(response.text()), response);
+  }
+
+  request(path, question, signal) {
     const headers = {};
     if (this.key) headers.Authorization = `Bearer ${this.key}`;
     if (question) headers["Content-Type"] = "application/json";
     const body = question ? JSON.stringify(question) : undefined;
-    let response;
-    let answer;
-    try {
-      response = await fetch(this.base + path, {
-        method: question ? "POST" : "GET",
-        headers,
-        body,
-        signal,
-        cache: "no-store",
-      });
-      answer = await response.text();
-    } catch (error) {
-      if (error.name === "AbortError") throw error;
-      throw new ServerError("The server does not answer.", 0);
+    const method = question ? "POST" : "GET";
+    return answered(fetch(this.base + path, { method, headers, body, signal, cache: "no-store" }));
+  }
+}
+
+// What `fetch` or a response's body gives; a `ServerError` if the connection fails.
+async function answered(promise) {
+  try {
+    return await promise;
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ServerError("The server does not answer.", 0);
+  }
+}
+
+// The objects of a stream of server-sent events.
+async function* eventsOf(response) {
+  const reader = response.body.getReader();
+  const decoder = new TextDecoder();
+  let text = "";
+  for (;;) {
+    const { done, value } = await answered(reader.read());
+    if (done) throw new ServerError("The server's answer is incomplete.", 0);
+    const events = (text + decoder.decode(value, { stream: true })).split("\n\n");
+    text = events.pop();
+    for (const event of events) {
+      const data = event.slice("data: ".length);
+      if (data === "[DONE]") return;
+      yield JSON.parse(data);
     }
-    return parsedAnswer(answer, response);
   }
 }
 

@@ -16,6 +16,19 @@ export function generateCommand({ checkpoint, prompt, settings, seed, count, sam
   return prompt === "-" ? `printf %s - | ${command}` : command;
 }
 
+// How the text of the command differs from the one on the page: `written` are the page's tokens,
+// `key` names the present settings.
+export function commandNote(written, key) {
+  if (!written.length) return "";
+  if (written.some((token) => token.byHand)) {
+    return "Tokens were chosen by hand; the command generates the text without that.";
+  }
+  if (written.some((token) => token.key !== key)) {
+    return "The settings were changed; the command uses the present ones from the start.";
+  }
+  return "It generates the text above, since the seed is the same.";
+}
+
 // A string quoted as one word for a POSIX shell.
 export function shellQuoted(word) {
   if (/^[\w@%+=:,./-]+$/.test(word)) return word;

@@ -24,9 +24,14 @@ export function setAttribute(element, name, value) {
   if (element.getAttribute(name) !== text) element.setAttribute(name, text);
 }
 
-// Set an element's text if it differs.
+// Set an element's text if it differs. Its text node is kept, since new nodes anywhere on a page
+// end Chromium's present step of undo.
 export function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
+  const { firstChild } = element;
+  if (element.textContent === text) return;
+  if (element.childNodes.length === 1 && firstChild.nodeType === Node.TEXT_NODE) {
+    firstChild.data = text;
+  } else element.textContent = text;
 }
 
 // The state of a view of this kind for an element; `build` creates it at the first call.

@@ -1,6 +1,7 @@
 // The playground's notices: loading, no server, a missing API key, and the server's errors.
 
 import { make, setText } from "./dom.js";
+import { visibleText } from "./text.js";
 
 const NO_SERVER =
   "The server does not answer. Restart it with `mygpt serve`, then try again; " +
@@ -54,6 +55,12 @@ export class Notices {
     this.keyRow.hidden = !key;
     this.element.hidden = false;
   }
+}
+
+// What `onDrop` says afterwards; `left` is the response's list of characters.
+export function removedWords(left) {
+  const shown = left.map((part) => `‘${visibleText(part)}’`).join(" ");
+  return `Removed characters that the model does not know: ${shown}.`;
 }
 
 // The server's message without its last remedy, a field of the API: the page has a button for it.

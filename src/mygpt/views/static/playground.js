@@ -4,20 +4,20 @@ import { AskingPanel } from "./asking_panel.js";
 import { renderAttention } from "./attention.js";
 import { barData, renderBars } from "./bars.js";
 import { Client } from "./client.js";
+import { copyText } from "./clipboard.js";
 import { renderColumns, startWords } from "./columns.js";
-import { generateCommand } from "./command.js";
+import { commandNote, generateCommand } from "./command.js";
 import { buildControls } from "./controls.js";
 import { setAttribute, setText } from "./dom.js";
 import { InsidePanel } from "./inside_panel.js";
 import { Loop } from "./loop.js";
-import { Notices } from "./notices.js";
+import { Notices, removedWords } from "./notices.js";
 import { SEED_ERROR, freshSeed, parseSeed } from "./randomness.js";
 import { renderStrip } from "./strip.js";
-import { counted, grouped, percent, tokenName, visibleText } from "./text.js";
+import { counted, grouped, percent, tokenName } from "./text.js";
 import { Tour } from "./tour.js";
 
 const TYPING_MS = 200;
-const COPIED_MS = 1500;
 const PREVIEWED = 4; // bars above the sliders, where the others are out of sight
 const ENDED = "The text has ended: its last token is the end of a text. Step back, or start over.";
 const PARTS = [
@@ -68,12 +68,14 @@ class Playground {
 
   listenToButtons() {
     const { loop } = this;
+    const { copy, command } = this.parts;
+    const selectCommand = () => getSelection().selectAllChildren(command);
     const actions = {
       step: () => this.stepOnce(),
       run: () => this.runOrStop(),
       back: () => this.stepBack(),
       restart: () => this.begin(),
-      copy: () => this.copyCommand(),
+      copy: () => copyText(copy, command.textContent, selectCommand),
       "new-seed": () => {
         this.parts.seed.value = String(freshSeed());
         this.showSoon();
@@ -165,8 +167,7 @@ class Playground {
       if (prompt.value !== asked) return; // the prompt was changed meanwhile
       prompt.value = text;
       await this.begin();
-      const shown = left.map((part) => `‘${visibleText(part)}’`).join(" ");
-      setText(status, `Removed characters that the model does not know: ${shown}.`);
+      setText(status, removedWords(left));
       prompt.focus();
     } catch (error) {
       this.notices.error(error);
@@ -336,30 +337,6 @@ class Playground {
     setText(parts.command, command);
     setText(parts["command-note"], commandNote(written, choices.key));
   }
-
-  async copyCommand() {
-    const { copy, command } = this.parts;
-    try {
-      await navigator.clipboard.writeText(command.textContent);
-      setText(copy, "Copied");
-    } catch {
-      getSelection().selectAllChildren(command);
-      setText(copy, "Selected");
-    }
-    setTimeout(() => setText(copy, "Copy"), COPIED_MS);
-  }
-}
-
-// How the text of the command differs from the one on the page.
-function commandNote(written, key) {
-  if (!written.length) return "";
-  if (written.some((token) => token.byHand)) {
-    return "Tokens were chosen by hand; the command generates the text without that.";
-  }
-  if (written.some((token) => token.key !== key)) {
-    return "The settings were changed; the command uses the present ones from the start.";
-  }
-  return "It generates the text above, since the seed is the same.";
 }
 
 new Playground().start();

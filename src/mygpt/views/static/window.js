@@ -5,7 +5,8 @@ import { counted, grouped } from "./text.js";
 
 // Draw the window into `element`, or update it.
 // data: { length: tokens of the text, start: the number of tokens before the window,
-//         window: its length in tokens, trained: the longest window in training, or null }
+//         window: its length in tokens, trained: the longest window in training, or null,
+//         outside: what is before the window in words, if more is than the first `start` tokens }
 export function renderWindow(element, data) {
   const state = stateOf("window", element, buildWindow);
   const seen = data.length - data.start;
@@ -29,8 +30,9 @@ export function windowWords(data, seen) {
   const places = `its context window has ${counted(data.window, "token")}`;
   const read = data.length === 1 ? "1 token" : `all ${grouped(data.length)} tokens`;
   const all = `The model reads ${read}; ${places}.`;
-  const some = `${filled}; ${places}. Outside: the first ${grouped(data.start)}.`;
-  return (data.start ? some : all) + trainedWords(data, seen);
+  const outside = data.outside ?? (data.start ? `the first ${grouped(data.start)}` : "");
+  const some = `${filled}; ${places}. Outside: ${outside}.`;
+  return (outside ? some : all) + trainedWords(data, seen);
 }
 
 // What the trained length means for this text; empty if it is the window, or not known.
