@@ -1,21 +1,33 @@
 """Does TransformerLens compute the same activations, ablations and head scores as mygpt?
 
 Usage: python -m benchmarks.inside [CHECKPOINT ...]
-in the folder above `benchmarks`; needs transformer-lens (benchmarks/peers.txt).
+       python -m benchmarks.inside --times [--rounds 9]
+in the folder above `benchmarks`; the first needs transformer-lens (benchmarks/peers.txt), the
+second a machine that does nothing else.
 
 Each model is exported as a Hugging Face folder, which TransformerLens loads. The largest absolute
 differences are printed: of the logit lens, the contributions to logits, ablations, patches and head
 scores (its detector needs a window above 64 tokens, or fewer than 32 tokens in the vocabulary).
 Without a checkpoint the models are small ones of GPT-2's, Llama's and Qwen3's block with
 random weights.
+
+With --times, `mygpt serve` answers POST /api/inside for the tutorial's model (64 tokens, which
+fill its window) and one of 10.65 million parameters (128 tokens). The time of an answer is that
+until its last byte; each round has other texts, so that no pass is known before. Exit status 1 if
+a median of ablations or patches is above its limit.
 Letters: B batch, T time, C embedding, N blocks, H heads, D head size, V vocabulary.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import statistics
 import string
 import sys
 import tempfile
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,9 +35,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.generation.models import build
+from benchmarks.serving.__main__ import CHARACTERS, free_port, running
 from numpy.typing import NDArray
-from transformer_lens.head_detector import detect_head
-from transformer_lens.model_bridge import TransformerBridge
 
 import mygpt
 from mygpt.checkpoint.model_file import read_checkpoint, resolve
@@ -63,6 +75,8 @@ def random_model(folder: Path, name: str) -> Path:
 
 def load_bridge(path: Path, folder: Path) -> Any:
     """The model in TransformerLens, by way of its exported folder."""
+    from transformer_lens.model_bridge import TransformerBridge
+
     export_checkpoint(read_checkpoint(resolve(path)), "hf", folder, overwrite=True)
     bridge = TransformerBridge.boot_transformers(str(folder), device="cpu", dtype=torch.float32)
     bridge.cfg.default_prepend_bos = False
@@ -149,6 +163,8 @@ def patches(writer: mygpt.Writer, inside: Inside, other: Inside, bridge: Any) ->
 
 def head_scores(writer: mygpt.Writer, bridge: Any) -> Iterator[float]:
     """Differences of the scores of all heads."""
+    from transformer_lens.head_detector import detect_head
+
     ours = writer.head_scores()
     texts = [writer.tokenizer.decode(row.tolist()) for row in ours.ids]
     for text, row in zip(texts, ours.ids, strict=True):
@@ -183,7 +199,76 @@ def compare(path: Path, folder: Path) -> dict[str, float]:
     return found | {"contributions": max(contributions(first, bridge))}
 
 
-def main(paths: list[str]) -> None:
+# Tokens of a text, and the limit of an answer in milliseconds, by the name of a model.
+TIMED = {"S": (64, 50), "M": (128, 300)}
+
+
+def questions(config: mygpt.GPTConfig, ids: list[int], other: str) -> dict[str, dict[str, Any]]:
+    """Requests about one text, in the order in which they are sent."""
+    middle, last = config.num_layers // 2 + 1, config.num_layers
+    return {
+        "a new text": {},
+        "without head 1.1": {"ablate": ["1.1"]},
+        f"without head {middle}.2": {"ablate": [f"{middle}.2"]},
+        f"without MLP {last}": {"ablate": [f"mlp{last}"]},
+        "head 1.1 of a second text": {"patch": ["1.1"], "other": other},
+        f"MLP {last} of that text": {"patch": [f"mlp{last}"], "other": other},
+    }
+
+
+def answer_times(size: str, rounds: int, folder: Path) -> dict[str, list[float]]:
+    """Milliseconds of each request of each round."""
+    model, (tokens, _), path = build(size), TIMED[size], folder / f"{size}.safetensors"
+    characters = CHARACTERS[: model.config.vocab_size]
+    mygpt.save_checkpoint(path, model, mygpt.CharTokenizer(characters))
+    rng, port, found = np.random.default_rng(0), free_port(), {}
+    command = [sys.executable, "-m", "mygpt", "serve", str(path), "--quiet", "--port", str(port)]
+    with running(command, port):
+        for number in range(rounds + 1):
+            ids, second = rng.integers(0, len(characters), (2, tokens)).tolist()
+            other = "".join(characters[i] for i in second)
+            for name, asked in questions(model.config, ids, other).items():
+                body = json.dumps({"ids": ids, **asked}).encode()
+                request = urllib.request.Request(
+                    f"http://127.0.0.1:{port}/api/inside",
+                    body,
+                    {"Content-Type": "application/json"},
+                )
+                began = time.perf_counter()
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    assert answer.read()
+                if number:  # the first one loads torch and measures the heads
+                    found.setdefault(name, []).append(1e3 * (time.perf_counter() - began))
+    return found
+
+
+def print_times(rounds: int) -> None:
+    print("| model, request | median, ms | least to most |\n|---|---:|---:|")
+    late = []
+    with tempfile.TemporaryDirectory() as folder:
+        for size, (_, limit_ms) in TIMED.items():
+            for name, times in answer_times(size, rounds, Path(folder)).items():
+                median = statistics.median(times)
+                print(f"| {size}, {name} | {median:.0f} | {min(times):.0f} to {max(times):.0f} |")
+                if median > limit_ms and name != "a new text":
+                    late.append(f"{size}, {name}: {median:.0f} ms, above {limit_ms}")
+    if late:
+        sys.exit("\n".join(late))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.inside")
+    parser.add_argument("checkpoints", nargs="*", metavar="CHECKPOINT")
+    parser.add_argument("--times", action="store_true")
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    if options.times:
+        print_times(options.rounds)
+    else:
+        print_differences(options.checkpoints)
+
+
+def print_differences(paths: list[str]) -> None:
     torch.set_num_threads(1)  # the models are too small for more
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -198,4 +283,4 @@ def main(paths: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -5,6 +5,7 @@ Letters: T time, N blocks, H heads, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -13,10 +14,11 @@ import torch
 
 from mygpt import GPT, CharTokenizer, Writer
 from mygpt.checkpoint.model_file import read_checkpoint, save_checkpoint
+from mygpt.core.kv_cache import KVCache
 from mygpt.decode.numpy_network import Network
 from mygpt.decode.packing import arrays_of
 from mygpt.errors import InputError
-from mygpt.evaluation.ablation import Part
+from mygpt.evaluation.ablation import Part, ablated
 from mygpt.evaluation.inside import read_activations
 from shapes import CONFIGS, GPT2, LLAMA, MODERN, OwnForward, build, own_forward
 
@@ -41,6 +43,7 @@ def test_the_pass_is_the_models_own(config):
     n, t = config.num_layers, len(ids)
     assert inside.residual.shape == (2 * n + 1, t, config.embed_dim)
     assert inside.heads.shape == (n, config.num_heads, t, config.head_size)
+    assert inside.keys.shape == inside.values.shape == (n, config.kv_heads, t, config.head_size)
     assert inside.mlps.shape == (n, t, config.embed_dim)
     assert {array.dtype for array in (inside.logits, inside.residual, inside.heads)} == {
         np.dtype(np.float32)
@@ -135,6 +138,35 @@ def test_the_losses_are_those_of_the_next_tokens(config):
     assert inside.loss == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert inside.losses.shape == (len(ids) - 1,)
     assert math.isnan(read_activations(model, ids[:1]).loss)
+
+
+@configs
+def test_keys_and_values_are_those_of_a_cache(config):
+    model, ids = build(config), some_ids(config)
+    cache = KVCache.empty(config, 1, device=torch.device("cpu"), dtype=torch.float32)
+    with torch.no_grad():
+        model(torch.tensor([ids]), cache=cache)
+    inside = read_activations(model, ids)
+    for found, expected in ((inside.keys, cache.keys), (inside.values, cache.values)):
+        for layer, array in enumerate(expected):
+            np.testing.assert_allclose(found[layer], array[0, :, : len(ids)], atol=1e-6)
+
+
+@configs
+def test_a_pass_that_begins_with_known_blocks_is_the_complete_one(config):
+    """Ablated and patched from the first changed block on."""
+    model, ids = build(config), some_ids(config)
+    whole, other = read_activations(model, ids), read_activations(model, some_ids(config, 1))
+    last = config.num_layers
+    for name in ("1.1", "mlp1", f"{last}.1", f"attention{last}", f"block{last}"):
+        part = Part.parse(name, config)
+        without = ablated(model, [part])
+        for changed, patches in ((without, []), (model, [other.patch(part)])):
+            expected = read_activations(changed, ids, patches)
+            found = read_activations(changed, ids, patches, (whole, part.block))
+            for field in dataclasses.fields(expected):
+                if isinstance(array := getattr(expected, field.name), np.ndarray):
+                    np.testing.assert_allclose(getattr(found, field.name), array, atol=1e-5)
 
 
 # --- patches -------------------------------------------------------------------------------------

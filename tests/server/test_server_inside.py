@@ -13,7 +13,7 @@ import torch
 
 from mygpt import GPT, Writer
 from mygpt.evaluation.head_scores import KINDS
-from mygpt.server.inside import contribution_list
+from mygpt.evaluation.inside_values import contribution_list
 from servers import CHARS, client, tiny_writer
 from shapes import CONFIGS, build, own_forward
 
@@ -209,6 +209,44 @@ def test_what_did_not_change_is_not_computed_again(monkeypatch):
         assert calls[2:] == ["read_activations"]
         ask(api, [0, 1], ablate=["1.1"])
         assert calls[3:] == ["read_activations"] * 2
+
+
+def test_only_blocks_after_a_change_are_run(monkeypatch):
+    """An ablation or a patch of the last block ran all blocks."""
+    from mygpt.evaluation import activations
+
+    blocks: list[str] = []
+    monkeypatch.setattr(activations, "_attend", counted(blocks, activations._attend))
+    with client(tiny_writer()) as api:
+        ask(api)
+        blocks.clear()
+        ask(api, ablate=["2.1"])
+        assert len(blocks) == 1
+        for position in (None, 1):
+            ask(api, patch=["mlp2"], other="abcaabcab", position=position)
+        assert len(blocks) == 1 + 2 + 1, "the second text, then the last block of the first, once"
+
+
+@pytest.mark.parametrize("window", [16, 32])
+def test_the_continuation_of_a_large_model_reads_only_new_tokens(monkeypatch, window):
+    """Within the window: past it, each token changes all positions."""
+    read = []
+    forward = GPT.forward
+
+    def counted_forward(self, ids, *args, **options):
+        read.append(ids.shape[1])
+        return forward(self, ids, *args, **options)
+
+    writer = tiny_writer(max_seq_len=window)
+    expected = {part: greedy(writer.ablated(part).model, IDS, 16) for part in ("1.2", "mlp2")}
+    for limit in ("_WORTH_KEYS", "_WORTH_SHARING"):
+        monkeypatch.setattr(f"mygpt.server.inside.{limit}", 0)
+    monkeypatch.setattr(GPT, "forward", counted_forward)
+    with client(writer) as api:
+        for part, ids in expected.items():
+            found = ask(api, ablate=[part])["ablation"]["continuation"]
+            assert [token["id"] for token in found] == ids
+    assert read == ([1] * 15 if window == 32 else [1] * 7 + [16] * 8) * 3
 
 
 def counted(calls: list[str], function):

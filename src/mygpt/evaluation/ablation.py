@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -91,15 +90,25 @@ def ablated(model: Model, parts: Iterable[Part]) -> Model:
 def _ablated_module(model: GPT, parts: Iterable[Part]) -> GPT:
     from torch import nn
 
-    # `deepcopy` takes what the memo has as copied already: the tensors are shared.
-    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    copied = deepcopy(model, shared)
+    copied = _with_the_same_tensors(model)
     for name, where in _zeros(parts, model.config):
         module, _, leaf = name.rpartition(".")
         old = copied.get_parameter(name)
         values = old.detach().clone()
         values[where] = 0
         setattr(copied.get_submodule(module), leaf, nn.Parameter(values, old.requires_grad))
+    return copied
+
+
+def _with_the_same_tensors(module: Any) -> Any:
+    """A copy of a module and of those in it, with their tensors: `deepcopy` takes five times as
+    long, more than a pass of a small model.
+    """
+    copied = module.__new__(type(module))
+    for name, value in vars(module).items():  # its tables of parameters, buffers and hooks
+        copied.__dict__[name] = value.copy() if isinstance(value, (dict, set)) else value
+    for name, child in copied._modules.items():
+        copied._modules[name] = None if child is None else _with_the_same_tensors(child)
     return copied
 
 

@@ -16,7 +16,12 @@ from torch import Tensor
 
 from mygpt.core.model import GPT
 from mygpt.errors import InputError
-from mygpt.evaluation.activations import Floats, require_standard_forward, run_blocks
+from mygpt.evaluation.activations import (
+    Floats,
+    attention_weights,
+    require_standard_forward,
+    run_blocks,
+)
 
 # The kinds of heads by the names of TransformerLens, and the name of a head that is of the kind.
 KINDS = {
@@ -80,7 +85,8 @@ def measure_heads(model: GPT, *, seed: int = 0) -> HeadScores:
     found: dict[str, list[Floats]] = {kind: [] for kind in KINDS}
     rows, time = ids.shape
 
-    def score(n: int, weights: Tensor) -> None:
+    def score(n: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        weights = attention_weights(query, key)  # (B, H, T, T)
         for kind, target in targets.items():
             # Each position's attention sums to 1, all B rows' to B T.
             total = torch.einsum("bhts,bts->h", weights, target.to(weights)) / (rows * time)

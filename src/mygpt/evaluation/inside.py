@@ -5,7 +5,7 @@ of another text (activation patching). `Inside` computes the logit lens (nostalg
 direct contributions to a logit (Elhage et al., 2021, "A Mathematical Framework for Transformer
 Circuits").
 Letters: B batch, T time, C embedding, N blocks, H heads, G key/value heads, D head size,
-V vocabulary.
+K tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,12 +27,17 @@ from mygpt.errors import InputError
 from mygpt.evaluation.ablation import Part
 from mygpt.evaluation.activations import (
     Floats,
+    attention_weights,
     head_of,
     logits_of,
     require_standard_forward,
     run_blocks,
     to_array,
 )
+
+# The fields of `Inside` for the names with which `run_blocks` calls `at`, and those of attention.
+_FIELDS = {"residual": "residual", "heads": "heads", "mlp": "mlps"}
+_OF_ATTENTION = ("attention", "keys", "values")
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +113,8 @@ class Inside:
         residual: (2N + 1, T, C), the residual stream after the embedding, and after the attention
             and the MLP of each block; `residual[::2]` is after the embedding and each block.
         attention: (N, H, T, T), the weight of position s at position t.
+        keys: (N, G, T, D), with rotary positions after the rotation.
+        values: (N, G, T, D).
         heads: (N, H, T, D), each head's weighted sum of values, before the output projection.
         mlps: (N, T, C), what each MLP adds to the residual stream.
         patches: the activations that were replaced.
@@ -118,6 +125,8 @@ class Inside:
     logits: Floats = field(repr=False)
     residual: Floats = field(repr=False)
     attention: Floats = field(repr=False)
+    keys: Floats = field(repr=False)
+    values: Floats = field(repr=False)
     heads: Floats = field(repr=False)
     mlps: Floats = field(repr=False)
     patches: tuple[Patch, ...] = field(default=(), repr=False)
@@ -146,7 +155,7 @@ class Inside:
             head. The last are the model's logits.
         """
         rows = self.residual if position is None else self.residual[:, self._at(position)]
-        return np.stack([logits_of(self.model, torch.from_numpy(row)) for row in rows])
+        return logits_of(self.model, torch.from_numpy(rows))
 
     def contributions(self, token: int | None = None, position: int = -1) -> Contributions:
         """What each part adds to the logit of a token.
@@ -159,16 +168,21 @@ class Inside:
             InputError: for a token or a position that does not exist, and after a patch of the
                 residual stream, which is no sum of parts.
         """
+        token = int(self.logits[self._at(position)].argmax()) if token is None else token
+        return self.contributions_of([token], position)[0]
+
+    def contributions_of(self, tokens: Sequence[int], position: int = -1) -> list[Contributions]:
+        """`contributions` of several tokens, in the time of about one."""
         position = self._at(position)
         if any(patch.part.kind == "block" for patch in self.patches):
             raise InputError(
                 "contributions do not add up after a patch of a block, which replaces the sum: "
                 "patch heads, attention or mlp"
             )
-        token = int(self.logits[position].argmax()) if token is None else token
-        if not 0 <= token < self.model.config.vocab_size:
-            raise InputError(f"token={token} must be 0 to {self.model.config.vocab_size - 1}")
-        return _contributions(self, token, position)
+        for token in tokens:
+            if not 0 <= token < self.model.config.vocab_size:
+                raise InputError(f"token={token} must be 0 to {self.model.config.vocab_size - 1}")
+        return _contributions(self, tokens, position)
 
     def patch(self, part: str | Part, position: int | None = None) -> Patch:
         """An activation of this text, for `read_activations` of another one of equal length.
@@ -197,7 +211,12 @@ class Inside:
         return position % time
 
 
-def read_activations(model: GPT, ids: Sequence[int], patches: Sequence[Patch] = ()) -> Inside:
+def read_activations(
+    model: GPT,
+    ids: Sequence[int],
+    patches: Sequence[Patch] = (),
+    known: tuple[Inside, int] | None = None,
+) -> Inside:
     """Run a model on one text and keep its activations.
 
     Args:
@@ -205,11 +224,45 @@ def read_activations(model: GPT, ids: Sequence[int], patches: Sequence[Patch] = 
             parts switched off.
         ids: (T,) token ids, at most as long as the window.
         patches: activations of another text of length T that replace this one's.
+        known: a pass of the same ids, and how many of its first blocks are the same here: these
+            are not run again.
 
     Raises:
         InputError: for no token, or more than fit into the window; for an id outside the
             vocabulary; for patches of another length; for a model with another forward.
     """
+    _check(model, ids, patches)
+    kept: dict[str, list[Floats]] = {name: [] for name in (*_FIELDS.values(), *_OF_ATTENTION)}
+    device, resume = model.token_embedding.weight.device, None
+    if known is not None:
+        before, count = known
+        for name, arrays in kept.items():
+            arrays += list(getattr(before, name)[: 2 * count + 1 if name == "residual" else count])
+        x = torch.from_numpy(before.residual[2 * count])[None]  # (1, T, C)
+        resume = count, x.to(model.token_embedding.weight)
+
+    def at(name: str, n: int, x: Tensor) -> Tensor:
+        for patch in patches:
+            if patch.place == (name, n):
+                x = patch.apply(x)
+        values = to_array(x[0])
+        kept[_FIELDS[name]].append(values.swapaxes(0, 1) if name == "heads" else values)
+        return x
+
+    def record(n: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        kept["attention"].append(to_array(attention_weights(query, key)[0]))
+        kept["keys"].append(to_array(key[0]))
+        kept["values"].append(to_array(value[0]))
+
+    with torch.no_grad():
+        x = run_blocks(model, torch.tensor([list(ids)], device=device), at, record, resume)
+    stacked = {name: np.stack(arrays) for name, arrays in kept.items()}
+    logits = logits_of(model, x[0])
+    return Inside(model, np.array(ids, np.int64), logits, **stacked, patches=tuple(patches))
+
+
+def _check(model: GPT, ids: Sequence[int], patches: Sequence[Patch]) -> None:
+    """See `read_activations`."""
     time, config = len(ids), model.config
     require_standard_forward(model)
     if not 1 <= time <= config.max_seq_len:
@@ -222,38 +275,14 @@ def read_activations(model: GPT, ids: Sequence[int], patches: Sequence[Patch] = 
                 f"a patch of {len(patch.values)} tokens does not fit a text of {time}: both texts "
                 "need the same number of tokens"
             )
-    kept: dict[str, list[Floats]] = {"residual": [], "heads": [], "mlp": []}
-    attention: list[Floats] = []
-
-    def at(name: str, n: int, x: Tensor) -> Tensor:
-        for patch in patches:
-            if patch.place == (name, n):
-                x = patch.apply(x)
-        kept[name].append(to_array(x[0]))
-        return x
-
-    given = torch.tensor([list(ids)], device=model.token_embedding.weight.device)
-    with torch.no_grad():
-        x = run_blocks(model, given, at, lambda n, weights: attention.append(to_array(weights[0])))
-    return Inside(
-        model,
-        np.array(ids, np.int64),
-        logits_of(model, x[0]),
-        np.stack(kept["residual"]),
-        np.stack(attention),
-        np.stack(kept["heads"]).swapaxes(1, 2),
-        np.stack(kept["mlp"]),
-        tuple(patches),
-    )
 
 
-def _double(x: Tensor) -> NDArray[np.float64]:
-    values: NDArray[np.float64] = x.detach().cpu().double().numpy()
-    return values
+def _double(x: Tensor) -> Tensor:
+    return x.detach().cpu().double()
 
 
-def _contributions(inside: Inside, token: int, position: int) -> Contributions:
-    """Each vector that was added to the residual stream, times one direction.
+def _contributions(inside: Inside, tokens: Sequence[int], position: int) -> list[Contributions]:
+    """Each vector that was added to the residual stream, times one direction a token.
 
     With the residual stream x, the final norm's gain g and bias b, and the head's row u of the
     token, the logit is u (g (x - m) s + b), where s = 1 / sqrt(mean((x - m)^2) + eps), and m is
@@ -264,27 +293,38 @@ def _contributions(inside: Inside, token: int, position: int) -> Contributions:
     model = inside.model
     norm: Any = model.final_norm
     blocks: Any = model.blocks
-    row = _double(head_of(model)[token])  # (C,)
-    x = inside.residual[-1, position].astype(np.float64)
-    direction = row * _double(norm.weight)
+    rows = _double(head_of(model)[list(tokens)])  # (K, C)
+    x = torch.from_numpy(inside.residual[-1, position]).double()
+    directions = rows * _double(norm.weight)
     if not isinstance(norm, RMSNorm):
-        x, direction = x - x.mean(), direction - direction.mean()
-    direction /= np.sqrt(np.square(x).mean() + model.config.eps)
+        x, directions = x - x.mean(), directions - directions.mean(-1, keepdim=True)
+    directions /= torch.sqrt(x.square().mean() + model.config.eps)
+    none = torch.zeros(len(rows), dtype=torch.float64)
     heads, biases = [], []
     for n, block in enumerate(blocks):
         output = block.attention.output
-        by_head = (direction @ _double(output.weight)).reshape(model.config.num_heads, -1)  # (H, D)
-        heads.append((by_head * inside.heads[n, :, position]).sum(-1))
-        biases.append(0.0 if output.bias is None else direction @ _double(output.bias))
+        # torch's product, not NumPy's, whose number of threads is not set.
+        by_head = directions @ _double(output.weight)  # (K, H D)
+        by_head = by_head.reshape(len(rows), model.config.num_heads, -1)
+        values = torch.from_numpy(inside.heads[n, :, position]).double()  # (H, D)
+        heads.append((by_head * values).sum(-1))  # (K, H)
+        biases.append(none if output.bias is None else directions @ _double(output.bias))
+    embedding = directions @ _double(model.token_embedding.weight[int(inside.ids[position])])
     learned = model.config.position == "learned"
-    return Contributions(
-        token,
-        position,
-        float(inside.logits[position, token]),
-        float(direction @ _double(model.token_embedding.weight[inside.ids[position]])),
-        float(direction @ _double(model.position_embedding.weight[position])) if learned else 0.0,
-        np.stack(heads),
-        np.array(biases),
-        inside.mlps[:, position] @ direction,
-        0.0 if isinstance(norm, RMSNorm) else float(row @ _double(norm.bias)),
-    )
+    place = directions @ _double(model.position_embedding.weight[position]) if learned else none
+    mlps = directions @ torch.from_numpy(inside.mlps[:, position]).double().T  # (K, N)
+    norm_bias = none if isinstance(norm, RMSNorm) else rows @ _double(norm.bias)
+    return [
+        Contributions(
+            token,
+            position,
+            float(inside.logits[position, token]),
+            float(embedding[k]),
+            float(place[k]),
+            torch.stack(heads)[:, k].numpy(),
+            torch.stack(biases)[:, k].numpy(),
+            mlps[k].numpy(),
+            float(norm_bias[k]),
+        )
+        for k, token in enumerate(tokens)
+    ]
