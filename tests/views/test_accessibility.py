@@ -17,6 +17,7 @@ from event_streams import made_up
 from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.cli.live import LivePage
 from mygpt.views.explain import about, explain, explain_page
+from mygpt.views.inside import inside_data
 from offline_pages import chromium
 
 pytest.importorskip("selenium", reason="selenium is not here")
@@ -85,7 +86,9 @@ def offline(tmp_path_factory) -> dict[str, Path]:
     model = read_checkpoint(folder / "run" / "best.safetensors")
     found = explain(model, "7 squared is ", max_new_tokens=30)
     page = folder / "explain.html"
-    page.write_text(explain_page(found, about(model, name="run", command="mygpt generate")))
+    facts = about(model, name="run", command="mygpt generate")
+    inside = inside_data(model, [place.id for place in found.places])
+    page.write_text(explain_page(found, facts, inside))
     return {"explain": page, "report": write_report(folder / "run")}
 
 
@@ -137,6 +140,15 @@ def test_the_loss_map_has_no_violation_with_an_opened_place(sized, axe, offline)
     assert violations(sized, axe) == []
     sized.find_element("css selector", "#losses .loss-pick").click()
     assert sized.find_element("css selector", "#losses .bar").is_displayed()
+    assert violations(sized, axe) == []
+
+
+def test_the_explained_text_without_a_part_has_no_violation(sized, axe, offline):
+    sized.get(offline["explain"].as_uri())
+    wait = WebDriverWait(sized, 10, 0.01)
+    wait.until(lambda _: sized.find_elements("css selector", "#inside .part"))
+    sized.execute_script("document.querySelector(\"[data-part='1.2']\").click()")
+    wait.until(lambda _: "without head 1.2" in sized.find_element("id", "inside").text)
     assert violations(sized, axe) == []
 
 

@@ -59,7 +59,8 @@ def explain(
 ) -> None:
     """Show how a model generates: each token's probability, its alternatives, and the attention.
 
-    The page needs no network and no other file.
+    The page needs no network and no other file. For a small model it also shows what happens
+    inside: logit lens, contributions, heads, and the model without each of its parts.
 
     Example: mygpt explain runs/poems -p "The sea" --out sea.html
     """
@@ -79,6 +80,7 @@ def explain(
     from mygpt.checkpoint.durable import write_durably
     from mygpt.checkpoint.model_file import read_checkpoint, resolve
     from mygpt.views.explain import about, explain, explain_page
+    from mygpt.views.inside import inside_data
     from mygpt.views.page import shown_path
 
     path = resolve(run)
@@ -91,7 +93,9 @@ def explain(
     if out is not None:
         name = shown_path(run)
         command = _command(name, text, max_new_tokens, found)
-        page = explain_page(found, about(checkpoint, name=name, command=command)).encode()
+        inside = inside_data(checkpoint, [place.id for place in found.places])
+        facts = about(checkpoint, name=name, command=command)
+        page = explain_page(found, facts, inside).encode()
         write_durably(out, [page])
         say(f"page: {out} ({len(page):,} bytes)")
 

@@ -208,13 +208,24 @@ def about(checkpoint: Checkpoint, *, name: str, command: str) -> dict[str, Any]:
     }
 
 
-def explain_page(explanation: Explanation, about: dict[str, Any]) -> str:
-    """The explanation as one offline page; `about` is the result of the function of that name."""
-    return make_page("pages/explain.js", page_data(explanation, about), title="mygpt explain")
+def explain_page(
+    explanation: Explanation, about: dict[str, Any], inside: dict[str, Any] | None = None
+) -> str:
+    """The explanation as one offline page.
+
+    Args:
+        explanation: the text and its probabilities.
+        about: the result of the function of that name.
+        inside: the result of `mygpt.views.inside.inside_data`; None leaves this part out.
+    """
+    data = page_data(explanation, about, inside)
+    return make_page("pages/explain.js", data, title="mygpt explain")
 
 
-def page_data(explanation: Explanation, about: dict[str, Any]) -> dict[str, Any]:
-    """The page's data as plain JSON values."""
+def page_data(
+    explanation: Explanation, about: dict[str, Any], inside: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The page's data as plain JSON values; see `explain_page`."""
     return {
         "about": about,
         "seed": str(explanation.seed),  # JavaScript's numbers cannot represent all 64-bit integers
@@ -223,6 +234,7 @@ def page_data(explanation: Explanation, about: dict[str, Any]) -> dict[str, Any]
         "next": rounded(asdict(explanation.next)),
         "window_start": explanation.window_start,
         "attention": attention_data(explanation.weights, len(explanation.places)),
+        "inside": rounded(inside),
     }
 
 

@@ -20,7 +20,12 @@ from typing import Any
 from mygpt.errors import InputError
 
 VIEWS = Path(__file__).parent
-_STYLES = ("static/style.css", "pages/page.css", "pages/loss_map.css")
+_STYLES = (
+    "static/style.css",
+    "static/inside.css",
+    "pages/page.css",
+    "pages/loss_map.css",
+)
 
 _IMPORT = re.compile(r'^import \{([\w$\s,]*)\} from "(\.{1,2}/[\w./-]+\.js)";[ \t]*$', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:(?:async )?function|const|class) ([\w$]+))", re.MULTILINE)

@@ -3,6 +3,7 @@
 import { renderAttention } from "../static/attention.js";
 import { renderBars } from "../static/bars.js";
 import { make, setText } from "../static/dom.js";
+import { InsidePanel } from "../static/inside_panel.js";
 import { counted, grouped, percent } from "../static/text.js";
 import { renderTokens } from "../static/tokens.js";
 import { renderWindow } from "../static/window.js";
@@ -19,7 +20,11 @@ import {
   quoted,
   tokenData,
 } from "./parts.js";
+import { precomputed } from "./precomputed.js";
 
+const INSIDE =
+  "What the model computes on the way to a prediction, and what changes when a part of it is " +
+  "switched off.";
 const AFTER = "The token after the text";
 
 showExplanation(pageData());
@@ -35,6 +40,7 @@ function showExplanation(data) {
   showText(data);
   showWindow(data);
   showAttention(data);
+  showInside(data);
 }
 
 function settingsWords({ sampling, seed, tokens }) {
@@ -144,4 +150,19 @@ function showAttention(data) {
   const shown = attentionData(data.attention, data.tokens);
   renderAttention(view, shown, farthestHead(shown));
   keepDrawn(() => renderAttention(view, shown));
+}
+
+function showInside({ inside, tokens, about }) {
+  if (!inside) return;
+  const box = addSection("inside", "Inside", INSIDE);
+  if (inside.refused) {
+    box.append(make("p", { class: "section-words" }, inside.refused));
+    return;
+  }
+  const words = make("p", { class: "legend" });
+  const view = make("div", { class: "inside" });
+  view.classList.toggle("is-words", about.tokenizer === "word");
+  box.append(words, view);
+  const panel = { details: null, box: view, words, ask: precomputed(inside), precomputed: true };
+  new InsidePanel(panel).follow(tokens.map(({ id }) => id), tokens);
 }

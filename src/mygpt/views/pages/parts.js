@@ -163,17 +163,18 @@ export function predictionData(prediction, came = null) {
 export function attentionData(attention, tokens) {
   const { start, size, thousandths } = attention;
   const shown = tokens.slice(start, start + size);
-  const weights = thousandths.map((heads) =>
-    heads.map((flat) =>
-      Array.from({ length: size }, (_, row) => {
-        const first = (row * (row + 1)) / 2;
-        return Array.from({ length: size }, (__, column) =>
-          column <= row ? flat[first + column] / 1000 : 0,
-        );
-      }),
-    ),
-  );
+  const weights = thousandths.map((heads) => heads.map((flat) => triangle(flat, size, 1000)));
   return { tokens: shown.map(({ id, text }) => ({ id, text })), weights };
+}
+
+// The square matrix whose lower triangle `flat` is, row by row, in parts of 1 such as 1000.
+export function triangle(flat, size, parts) {
+  return Array.from({ length: size }, (_, row) => {
+    const first = (row * (row + 1)) / 2;
+    return Array.from({ length: size }, (__, column) =>
+      column <= row ? flat[first + column] / parts : 0,
+    );
+  });
 }
 
 // The layer and head to show first: the one whose last token has the largest weight on a token

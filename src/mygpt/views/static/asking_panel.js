@@ -6,12 +6,12 @@ const REST_MS = 150;
 const WAITING = "Waiting for the server …"; // the first time: it may have to load a library
 
 export class AskingPanel {
-  // `details` is the panel's element, `words` that of messages; `ask(question, signal)` returns an
+  // `details` is the panel's element, null if it is always open, `words` that of messages; `ask(question, signal)` returns an
   // answer, which `draw(answer, about)` shows.
   constructor({ details, words, ask, draw }) {
     Object.assign(this, { details, words, ask, draw, asked: "", wanted: null, timer: 0 });
     Object.assign(this, { pending: null, drawn: false });
-    details.addEventListener("toggle", () => this.later(0));
+    details?.addEventListener("toggle", () => this.later(0));
   }
 
   // The question is now this one, { ids, ... }; `about` is passed to `draw`.
@@ -22,7 +22,7 @@ export class AskingPanel {
 
   later(wait) {
     clearTimeout(this.timer);
-    if (this.details.open && this.wanted) this.timer = setTimeout(() => this.show(), wait);
+    if ((this.details?.open ?? true) && this.wanted) this.timer = setTimeout(() => this.show(), wait);
   }
 
   async show() {

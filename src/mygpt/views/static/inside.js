@@ -9,6 +9,7 @@ import { counted, percent, tokenName } from "./text.js";
 import { renderTokens } from "./tokens.js";
 
 const MOST_CONTRIBUTIONS = 12;
+const UNCHANGED = "The most probable continuation, unchanged:";
 const NAMED = 0.5; // relative score of a head that has a name: most of its attention
 const KINDS = new Map([
   ["", "head"],
@@ -208,15 +209,16 @@ function focusPart(all, place) {
 }
 
 // The next token, the loss and the continuation of the model, and of the changed one.
-// data: { loss, continuation: [{ id, text }], read: how many tokens were read,
+// data: { loss, continuation: [{ id, text }] or null, read: how many tokens were read,
 //         change: null or { parts, next: [[id, text, before, after]], others: [count, before,
 //         after], loss, continuation (if there is one) }, how: the change in words }
 export function renderChange(element, { loss, continuation, read, change, how }) {
   const state = stateOf("change", element, buildChange);
   state.bars.hidden = !change;
+  state.unchanged.hidden = !continuation;
   state.changed.hidden = !change?.continuation;
   setText(state.loss, lossWords(loss, read, change, how));
-  showContinuation(state.unchanged, "The most probable continuation, unchanged:", continuation);
+  if (continuation) showContinuation(state.unchanged, UNCHANGED, continuation);
   if (!change) return;
   if (change.continuation) showContinuation(state.changed, `And ${how}:`, change.continuation);
   const [count, before, after] = change.others;

@@ -9,12 +9,13 @@ import { renderTokens } from "./tokens.js";
 
 export class InsidePanel {
   // `details` is the panel's element, `box` that of its content, `words` that of messages;
-  // `ask(question, signal)` returns the answer of POST /api/inside.
-  constructor({ details, box, words, ask }) {
+  // `ask(question, signal)` returns the answer of POST /api/inside. With `precomputed`, there are
+  // answers for one part switched off at a time, with the complete model's lens and contributions.
+  constructor({ details, box, words, ask, precomputed = false }) {
     Object.assign(this, { text: "", tokens: [], position: null, token: null, pressed: new Set() });
     const draw = (answer, tokens) => this.draw(answer, tokens);
     this.panel = new AskingPanel({ details, words, ask, draw });
-    this.box = box;
+    Object.assign(this, { box, precomputed });
     this.build();
   }
 
@@ -35,7 +36,7 @@ export class InsidePanel {
   changes() {
     const { mode, other, at } = this.parts;
     const parts = [...this.pressed].sort();
-    if (mode.value === "ablate" || !parts.length) return { ablate: parts };
+    if (this.precomputed || mode.value === "ablate" || !parts.length) return { ablate: parts };
     const place = at.value === "all" ? null : (this.position ?? this.ids.length - 1);
     return { patch: parts, other: other.value, patch_position: place };
   }
@@ -47,7 +48,9 @@ export class InsidePanel {
 
   toggle(part) {
     const { pressed } = this;
-    if (!pressed.delete(part)) pressed.add(part);
+    const off = pressed.delete(part);
+    if (this.precomputed) pressed.clear();
+    if (!off) pressed.add(part);
     this.change({});
   }
 
@@ -64,7 +67,7 @@ export class InsidePanel {
       onSelect: (n) => this.change({ position: start + n, token: null }),
       selected: position - start,
     });
-    setText(this.parts.about, aboutWords(answer, tokens, how));
+    setText(this.parts.about, aboutWords(answer, tokens, this.precomputed ? "" : how));
     this.fillChoice(answer);
     renderLens(this.parts.lens, answer);
     const name = `‘${tokenName(token.text, token.id)}’`;
@@ -72,7 +75,7 @@ export class InsidePanel {
     renderContributions(this.parts.contributions, answer);
     const onToggle = (part) => this.toggle(part);
     const { pressed } = this;
-    const verb = this.parts.mode.value === "ablate" ? "Switch off" : "Replace";
+    const verb = this.parts.mode?.value === "patch" ? "Replace" : "Switch off";
     renderHeads(this.parts.heads, { ...answer, pressed, verb, onToggle });
     setAttribute(this.parts.none, "aria-disabled", String(!pressed.size));
     renderChange(this.parts.change, { ...answer, change, how, read: read.length });
@@ -104,13 +107,14 @@ export class InsidePanel {
     setAttribute(this.parts.about, "aria-live", "polite");
     const { text, about, lens, logit, contributions, heads, change } = this.parts;
     const of = field("The probability and the logit of", choice);
+    const modes = this.precomputed ? [] : this.buildModes();
     this.box.hidden = true; // until there is an answer
     this.box.append(
       section("Which prediction", PREDICTION, text, of, about),
       section("Logit lens", LENS, lens),
       make("section", {}, make("h3", {}, "Contributions"), logit, contributions),
-      section("Heads, attention and MLPs", HEADS, ...this.buildModes(), heads, none),
-      section("What changes", CHANGE, change),
+      section("Heads, attention and MLPs", HEADS, ...modes, heads, none),
+      section("What changes", this.precomputed ? PRECOMPUTED : CHANGE, change),
     );
   }
 
@@ -146,6 +150,9 @@ const SECOND =
   "A pressed part gets what it computed for a second text with as many tokens: what the part " +
   "carries over shows in the prediction.";
 const CHANGE = "The model without the parts that are off, or with those of the second text.";
+const PRECOMPUTED =
+  "The model without the part that is off. The lens, the contributions and the pictures above are " +
+  "of the complete model. mygpt serve also switches several parts off together.";
 
 function section(title, words, ...content) {
   return make("section", {}, make("h3", {}, title), lead(words), ...content);
