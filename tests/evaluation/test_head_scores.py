@@ -78,6 +78,10 @@ def test_scores_are_the_fraction_of_attention_to_tokens_of_the_kind(config):
     assert found.largest == pytest.approx(
         {"previous_token": (time - 1) / time, "duplicate_token": 0.5, "induction": 0.5}
     )
+    equal = np.tril(np.ones((time, time))) / np.arange(1, time + 1)[:, None]
+    for kind in KINDS:
+        expected = np.mean([detector_score(equal, ids, kind) for ids in found.ids.tolist()])
+        assert found.uniform[kind] == pytest.approx(expected, abs=1e-6)
     assert (found.ids[:, :half] == found.ids[:, half:]).all()
     assert all(len(set(row)) == half for row in found.ids[:, :half].tolist())
 

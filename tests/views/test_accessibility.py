@@ -16,6 +16,7 @@ import mygpt
 from event_streams import made_up
 from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.cli.live import LivePage
+from mygpt.training import snapshots
 from mygpt.views.explain import about, explain, explain_page
 from mygpt.views.inside import inside_data
 from offline_pages import chromium
@@ -76,11 +77,13 @@ def offline(tmp_path_factory) -> dict[str, Path]:
     refrain = "The square of a whole number is a whole number.\n"  # copied in the validation text
     lines = [f"{n} squared is {n * n}.\n" + refrain * (n % 40 == 39) for n in range(300)]
     (folder / "squares.txt").write_text("".join(lines))
-    mygpt.train(
-        folder / "squares.txt", output=folder / "run", listener=lambda event: None, steps=30,
-        preset="nano", embed_dim=16, num_layers=2, num_heads=2, max_seq_len=32, dropout=0.1,
-        print_every=5, eval_every=10, sample_tokens=60,
-    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshots, "_TIME_FRACTION", 1e9)  # as many as in a long training
+        mygpt.train(
+            folder / "squares.txt", output=folder / "run", listener=lambda event: None, steps=30,
+            preset="nano", embed_dim=16, num_layers=2, num_heads=2, max_seq_len=32, dropout=0.1,
+            print_every=5, eval_every=10, sample_tokens=60,
+        )  # fmt: skip
     from mygpt.views.report import write_report
 
     model = read_checkpoint(folder / "run" / "best.safetensors")
@@ -128,6 +131,7 @@ def violations(driver: Any, axe: str) -> list[list[Any]]:
 @pytest.mark.parametrize("name", ["explain", "report"])
 def test_the_offline_pages_have_no_violation(sized, axe, offline, name):
     sized.get(offline[name].as_uri())
+    assert len(sized.find_elements("css selector", "#formation")) == (name == "report")
     assert violations(sized, axe) == []
 
 

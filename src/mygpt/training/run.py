@@ -33,7 +33,7 @@ from mygpt.checkpoint.model_file import Checkpoint, another_programs, write_chec
 from mygpt.decode.draft_table import FILE_NAME, DraftTable
 from mygpt.errors import CheckpointError, DamagedError, InputError
 from mygpt.file_access import read_inside, require_folder, require_regular
-from mygpt.json_objects import read_records, step_of
+from mygpt.json_objects import parse_record, read_records, step_of
 from mygpt.text.corpus import KEPT_TEXTS
 from mygpt.tokenization import Tokenizer
 from mygpt.training.checkpointing import State, read_checked_state, read_state
@@ -41,6 +41,7 @@ from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGrou
 from mygpt.training.recorded_files import with_kept_texts
 
 _FILE_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
+_MOST_SNAPSHOT_BYTES = 2**21  # of all snapshots of a run
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -81,6 +82,7 @@ class RunFolder:
     best_path = _File("best.safetensors")
     last_path = _File("last.safetensors")
     log_path = _File("log.jsonl")  # one JSON object a line
+    snapshots_path = _File("snapshots.jsonl")  # what the model had learned, at some steps
     config_path = _File("config.toml")  # the run's settings, to be read by people
     report_path = _File("report.html")
     drafts_path = _File(FILE_NAME)  # n-gram counts that make generating faster
@@ -233,8 +235,8 @@ class RunFolder:
 
     def _derived(self) -> tuple[Path, ...]:
         """The files that are not states."""
-        others = (self.log_path, self.config_path, self.report_path, self.drafts_path)
-        return (*self.array_paths[2:], *others)
+        others = (self.log_path, self.snapshots_path, self.config_path, self.report_path)
+        return (*self.array_paths[2:], *others, self.drafts_path)
 
     @_by_main
     def clear_derived(self, files: Sequence[str]) -> None:
@@ -324,6 +326,31 @@ class RunFolder:
         """The step of the log's last record after so many bytes; None if there is no record."""
         steps = map(step_of, read_records(self.log_path, after=after))
         return next(reversed([step for step in steps if step is not None]), None)
+
+    def append_snapshot(self, line: bytes) -> None:
+        """Append a snapshot; if the file gets too long, every other one before it is removed.
+
+        Process 0 alone calls.
+        """
+        self.follow()
+        status = require_regular(self.snapshots_path)
+        if status is not None and status.st_size + len(line) > _MOST_SNAPSHOT_BYTES:
+            lines = read_inside(self.snapshots_path).splitlines(keepends=True)
+            write_durably(self.snapshots_path, lines[::2], inside=True)
+        append(self.snapshots_path, line)
+
+    @_by_main
+    def cut_snapshots(self, step: int) -> None:
+        """Remove the snapshots of later steps, and what is incomplete."""
+        if require_regular(self.snapshots_path) is None:
+            return
+        length = 0
+        for line in read_inside(self.snapshots_path).splitlines(keepends=True):
+            found = step_of(parse_record(line) or {})
+            if found is None or found > step or not line.endswith(b"\n"):
+                break
+            length += len(line)
+        truncate(self.snapshots_path, length)
 
     @_by_main
     def save_state(self, state: State, *, keep: bool) -> None:

@@ -33,6 +33,7 @@ from mygpt.training.ngram_targets import NgramTargets
 from mygpt.training.non_finite import READ_EVERY, SKIPS_BEFORE_ROLLBACK, Diverging, NonFiniteGuard
 from mygpt.training.optimizer import Optimizer
 from mygpt.training.progress import SEEDS_APART, Progress, StepLog, TrainingBatches
+from mygpt.training.snapshots import SHARES, Snapshots
 
 # Nats per token above the best loss from which a lower learning rate does not recover.
 _FAR_ABOVE_BEST = 0.1
@@ -69,6 +70,7 @@ class Trainer:
         self._step_log = StepLog(self.config, setup.given_plan)
         self._guard = NonFiniteGuard(self._gradients, optimizer, self.device, self.progress)
         self._checkpointer = Checkpointer(setup, optimizer, self._step_log)
+        self._snapshots = Snapshots(setup, self.val_tokens, sharded=self.sharded)
         self._done = 0.0  # the fraction of the run that was done before the last step
         self._last_loss: torch.Tensor | None = None
         self._sampled = (-1, 0.0)  # step of the last sample, and the fraction done then
@@ -150,11 +152,15 @@ class Trainer:
             if progress.step == 1 or progress.step % config.print_every == 0:
                 self._report_step(step.lr, since=reported)
                 reported = (progress.step, progress.elapsed_s, self.tokens)
-            if self._validation_due():
+            validation_due, snapshot_due = self._validation_due(), self._step_log.crossed(SHARES)
+            if validation_due or snapshot_due:
                 self._synchronise()
-                self._validate()
-                if config.eval_every or self._done >= self._sampled[1] + _SAMPLES_APART:
-                    self._show_sample(self._done)
+                if validation_due:
+                    self._validate()
+                    if config.eval_every or self._done >= self._sampled[1] + _SAMPLES_APART:
+                        self._show_sample(self._done)
+                if snapshot_due:
+                    self._take_snapshot(self._done)
                 seconds = elapsed_s() - progress.elapsed_s
                 # The reported tokens per second are of training alone.
                 reported = (reported[0], reported[1] + seconds, reported[2])
@@ -176,6 +182,7 @@ class Trainer:
                 self._validate()
             if progress.step != self._sampled[0]:
                 self._show_sample(1.0)
+            self._take_snapshot(1.0)
             progress.elapsed_s = elapsed_s()
         self._read_loss()
         self._checkpointer.finish(progress)
@@ -365,6 +372,20 @@ class Trainer:
         documents = self.setup.text.source.train_documents
         self._log(Sampled(step, text, measure_novelty(text, documents) if documents else None))
 
+    def _take_snapshot(self, done: float) -> None:
+        """Keep what the model has learned so far, if there is time for that."""
+        progress = self.progress
+        if not self.validates or not progress.step or progress.skipped:
+            return
+        total_s = progress.elapsed_s
+        if done < 1:
+            steps_per_s = progress.step / max(1e-9, total_s)
+            total_s += self._step_log.remaining_s(progress, steps_per_s)
+        try:
+            self._snapshots.take(progress, done, total_s)
+        finally:
+            self.model.train()
+
     def begin(self, settings: dict[str, Any]) -> None:
         """Write a new run's first state, and `settings` to config.toml."""
         self._checkpointer.begin(self.progress, settings)
@@ -376,5 +397,6 @@ class Trainer:
     def _continue_from(self, progress: Progress) -> None:
         """Weights, optimizer and generators have been restored: restore the rest."""
         self.progress = progress
+        self._snapshots.resume(progress.step)
         self._last_loss = None
         self._guard.reset(progress)

@@ -69,6 +69,8 @@ class LiveReport:
             "written": None,
             "reading": None,
             "loss_map": None,
+            "formation": None,
+            "costs": None,
             "plan": [],
             "commands": [],
             "notes": [],

@@ -24,6 +24,7 @@ _STYLES = (
     "static/style.css",
     "static/inside.css",
     "pages/page.css",
+    "pages/formation.css",
     "pages/loss_map.css",
 )
 

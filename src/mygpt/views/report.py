@@ -24,7 +24,9 @@ from mygpt.training.events import Finished
 from mygpt.training.history import History, Sample
 from mygpt.training.progress import Progress
 from mygpt.training.run import RunFolder
+from mygpt.training.snapshots import read_snapshots
 from mygpt.views.explain import about, explain, page_data
+from mygpt.views.formation import ablation_costs, formation_data
 from mygpt.views.loss_map import loss_map
 from mygpt.views.page import make_page, require_free, shown_path
 from mygpt.views.run import (
@@ -97,7 +99,7 @@ def report_data(run: Run) -> dict[str, Any]:
     log = log_data(run.history, lines, own, run.state.progress)
     documents = [] if run.source is None else run.source.train_documents
     # At the end of a timed run, the report's time is part of the run's minutes.
-    minutes = None if run.finished is None else run.state.training.minutes
+    budget_s = report_s(None if run.finished is None else run.state.training.minutes)
     return {
         "name": shown_path(run.folder.name),
         "standing": standing.kind,
@@ -111,11 +113,22 @@ def report_data(run: Run) -> dict[str, Any]:
         "bounds": "" if baselines is None else baselines.bounds,
         "written": own,
         "reading": _reading(run, own),
-        "loss_map": loss_map(run, report_s(minutes)),
+        "loss_map": loss_map(run, budget_s / 2),
+        **_formation(run, budget_s / 2),
         "plan": settings_of(run.state),
         "commands": commands_of(run, standing),
         "notes": notes_of(run),
     }
+
+
+def _formation(run: Run, budget_s: float) -> dict[str, Any]:
+    """What snapshots show of the training, and the best model's loss without each head."""
+    snapshots, why = read_snapshots(run.folder.snapshots_path)
+    if why and not snapshots:
+        run.notes.append(f"there is no snapshot of the training: {why}")
+    formation = formation_data(snapshots)
+    costs = None if formation is None else ablation_costs(run, formation["formed"], budget_s)
+    return {"formation": formation, "costs": costs}
 
 
 def log_data(

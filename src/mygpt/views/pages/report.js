@@ -7,6 +7,7 @@ import { make, makeSvg, setText } from "../static/dom.js";
 import { renderSamples } from "../static/samples.js";
 import { grouped, percent, visibleText } from "../static/text.js";
 import { renderTokens } from "../static/tokens.js";
+import { showFormation } from "./formation.js";
 import { renderLine } from "./lines.js";
 import { showLossMap } from "./loss_map.js";
 import {
@@ -41,6 +42,7 @@ export function showReport(data) {
   showPart(showCurves, data, ["curves", "dropout", "troubles", "standing"]);
   showPart(showTable, data, ["table", "bounds"]);
   showPart(showPace, data, ["rate", "speed"]);
+  showPart(showFormation, data, ["formation", "costs"]);
   showPart(showSamples, data, ["samples", "written", "copied_chars"]);
   showPart(showPassages, data, ["passages", "places", "written", "copied_chars"]);
   showPart(showReading, data, ["reading"]);

@@ -10,7 +10,7 @@ import { renderTokens } from "./tokens.js";
 
 const MOST_CONTRIBUTIONS = 12;
 const UNCHANGED = "The most probable continuation, unchanged:";
-const NAMED = 0.5; // relative score of a head that has a name: most of its attention
+const NAMED = 0.3; // relative score of a head that has a name: several times that of equal attention
 const KINDS = new Map([
   ["", "head"],
   ["mlp", "MLP"],
