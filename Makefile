@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHAKESPEARE ?= ../shared/data/tinyshakespeare.txt
 
-.PHONY: demo test test-fast lint torture clean
+.PHONY: demo test test-fast lint torture dist clean
 .PHONY: docs notebooks pictures
 .PHONY: bench bench-training bench-texts bench-generation bench-serving bench-tokenizing bench-scaling
 
@@ -28,6 +28,19 @@ lint: .venv/ready-dev
 # Hundreds of killed, cut, damaged and signalled runs; half an hour. `make test` has it in short.
 torture: .venv/ready-dev
 	PYTHONPATH=tests $(BIN)/python -m torture
+
+# Wheel and source archive of the last commit, each built twice: the bytes must be the same.
+dist: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
+dist: .venv/ready-dev
+	@test -z "$$(git status --porcelain)" || { echo "commit or remove the changes first"; exit 1; }
+	rm -rf dist build/again && mkdir -p dist build/again
+	$(BIN)/python -c "$(BUILD)" dist
+	$(BIN)/python -c "$(BUILD)" build/again
+	diff -r dist build/again
+	sha256sum dist/*
+
+BUILD := import sys; from flit_core.buildapi import build_sdist, build_wheel; \
+	build_wheel(sys.argv[1]); build_sdist(sys.argv[1])
 
 # Side by side with others, on a machine that does nothing else; an hour.
 bench: bench-training bench-generation
@@ -116,4 +129,4 @@ pictures: .venv/ready-pictures
 	touch $@
 
 clean:
-	rm -rf .venv .venv-bench .venv-docs build src/*.egg-info
+	rm -rf .venv .venv-bench .venv-docs build dist src/*.egg-info

@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from typing import Any
 
 _MOST = 2**31  # above every width, window and vocabulary
+DISTRIBUTION = "mygpt-train"  # what pip installs; "mygpt" there is another project's package
 
 
 class MygptError(Exception):
@@ -98,6 +99,11 @@ def overflowing_settings(temperature: float, repetition_penalty: float | None) -
         f"temperature={temperature} with repetition_penalty={repetition_penalty} overflows "
         "float32: choose milder values, nearer to 1"
     )
+
+
+def install_extra(extra: str) -> str:
+    """The command that installs an extra of this package, for the messages that need it."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 def require_int(name: str, value: Any, *, least: int, unit: str = "") -> None:

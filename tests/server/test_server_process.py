@@ -97,7 +97,7 @@ def test_a_port_in_use_is_an_error_with_the_remedy():
 def test_without_the_extra_the_error_names_how_to_install_it(monkeypatch):
     """Before the checkpoint is searched for, and in one line."""
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(InputError, match=r"pip install 'mygpt\[serve\]'"):
+    with pytest.raises(InputError, match=r"pip install 'mygpt-train\[serve\]'"):
         serve(Path("no such run"))
 
 

@@ -128,7 +128,7 @@ def test_invalid_tables_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path.write_bytes(path.read_bytes()[:-9])
     assert "is not a complete Parquet file" in refused(path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert "pip install 'mygpt[parquet]'" in refused(path)
+    assert "pip install 'mygpt-train[parquet]'" in refused(path)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import typer
 
 from mygpt.cli import options
 from mygpt.cli.terminal import say
-from mygpt.errors import InputError
+from mygpt.errors import InputError, install_extra
 from mygpt.server.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def prepare_to_serve(engine: str) -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"serving needs {error.name}, which is not installed: pip install 'mygpt[serve]'"
+            f"serving needs {error.name}, which is not installed: {install_extra('serve')}"
         ) from None
     if engine in ("auto", "cpu") and find_spec("numba"):
         _spare_cores()

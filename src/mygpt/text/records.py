@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from mygpt.errors import InputError
+from mygpt.errors import InputError, install_extra
 from mygpt.text.reading import shown, without_compression_suffix
 
 FIELD = "text"  # the default field
@@ -244,7 +244,7 @@ def texts_of_table(name: str, field: str, size: int) -> Iterator[Record]:
         import pyarrow.parquet as parquet
     except ImportError:
         raise InputError(
-            f"{place}: reading *.parquet needs pyarrow: pip install 'mygpt[parquet]'"
+            f"{place}: reading *.parquet needs pyarrow: {install_extra('parquet')}"
         ) from None
     try:
         with parquet.ParquetFile(name) as table:
