@@ -498,7 +498,7 @@ def test_nothing_wrong_gives_no_advice(here: Environment) -> None:
         (
             {"numba": None},
             "the NumPy engine is used instead of machine code, which needs Numba on a 64-bit "
-            "POSIX system: pip install numba",
+            "POSIX system (on Windows: WSL): pip install numba",
         ),
         (
             {"torch": None, "torch_error": "libgomp.so.1 is missing"},

@@ -92,7 +92,7 @@ def test_without_numba_the_engine_is_numpy(machine):
     for tokens in (1, 10**9):
         assert choose_engine(TUTORIAL, tokens=tokens).name == "numpy"
     for options in ({"wanted": "cpu"}, {"dtype": "int8"}):
-        with pytest.raises(InputError, match="needs Numba and a POSIX system: install numba"):
+        with pytest.raises(InputError, match=r"POSIX system \(on Windows: WSL\): install numba"):
             choose_engine(TUTORIAL, tokens=10, **options)
 
 

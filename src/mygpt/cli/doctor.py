@@ -261,7 +261,7 @@ def advice(here: Environment) -> Iterator[str]:
     if here.numba is None:
         yield (
             "the NumPy engine is used instead of machine code, which needs Numba on a 64-bit "
-            "POSIX system: pip install numba"
+            "POSIX system (on Windows: WSL): pip install numba"
         )
     elif not here.compiled and here.cache_writable:
         yield "the decoding loop is not compiled: run `mygpt warmup` once, it takes ten seconds"
@@ -314,7 +314,10 @@ def warmup() -> None:
     from mygpt.errors import StorageError
 
     if not cpu_engine_available():
-        raise InputError("the machine-code engine needs Numba and a POSIX system: install numba")
+        raise InputError(
+            "the machine-code engine needs Numba and a 64-bit POSIX system (on Windows: WSL): "
+            "install numba"
+        )
     from mygpt.cpu.common.build import (
         DECODING,
         TRAINING,

@@ -133,7 +133,8 @@ def _check(wanted: str, device: str, dtype: str) -> Choice:
         return Choice("numpy", "it was requested")
     if not cpu_engine_available():
         raise InputError(
-            "engine=cpu needs Numba and a POSIX system: install numba, or use --engine numpy"
+            "engine=cpu needs Numba and a 64-bit POSIX system (on Windows: WSL): install numba, or "
+            "use --engine numpy"
         )
     return Choice("cpu", f"it alone has {dtype}" if dtype in QUANTIZED else "it was requested")
 
