@@ -47,6 +47,22 @@ def test_no_line_installs_the_package_of_another_project() -> None:
     assert [line for line in found if "installs another project's package" not in line] == []
 
 
+def test_the_oldest_releases_are_those_of_the_requirements() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = (lines for name, lines in project["optional-dependencies"].items() if name != "dev")
+    wanted = [
+        line.partition(";")[0] for lines in (project["dependencies"], *extras) for line in lines
+    ]
+    text = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8")
+    pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)$", text, re.MULTILINE))
+    numbers = {name: tuple(map(int, version.split("."))) for name, version in pinned.items()}
+    for line in wanted:
+        name, least = line.strip().split(">=")
+        given = tuple(map(int, least.split(".")))
+        assert numbers.pop(name)[: len(given)] == given, line
+    assert numbers == {}
+
+
 @pytest.mark.slow
 def test_the_wheel_has_every_file_of_the_package(tmp_path: Path, at_a_fixed_date: None) -> None:
     """One that the package reads at run time, such as a page's script, was easily left out."""
