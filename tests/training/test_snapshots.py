@@ -108,7 +108,7 @@ class Timed:
 
     def run(self, seconds: float, steps: int) -> None:
         """All snapshots that are due in a run of so many seconds."""
-        for share in (*module.SHARES, 1.0):
+        for share in (*module.FRACTIONS, 1.0):
             step = max(1, round(share * steps))
             progress = Progress(step=step, elapsed_s=seconds * step / steps)
             self.snapshots.take(progress, share, seconds)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mygpt.training.progress import Progress
 
 # Fractions of the run at which snapshots are due, dense where most changes. The end is another one.
-SHARES = tuple((number / 48) ** 2 for number in range(1, 48))
+FRACTIONS = tuple((number / 48) ** 2 for number in range(1, 48))
 MOST_BYTES = 50_000  # of a snapshot
 _TIME_FRACTION = 0.01  # of the run's time
 _AT_FIRST = 0.2  # of that time may be used at the run's beginning

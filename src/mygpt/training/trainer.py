@@ -33,7 +33,7 @@ from mygpt.training.ngram_targets import NgramTargets
 from mygpt.training.non_finite import READ_EVERY, SKIPS_BEFORE_ROLLBACK, Diverging, NonFiniteGuard
 from mygpt.training.optimizer import Optimizer
 from mygpt.training.progress import SEEDS_APART, Progress, StepLog, TrainingBatches
-from mygpt.training.snapshots import SHARES, Snapshots
+from mygpt.training.snapshots import FRACTIONS, Snapshots
 
 # Nats per token above the best loss from which a lower learning rate does not recover.
 _FAR_ABOVE_BEST = 0.1
@@ -152,7 +152,7 @@ class Trainer:
             if progress.step == 1 or progress.step % config.print_every == 0:
                 self._report_step(step.lr, since=reported)
                 reported = (progress.step, progress.elapsed_s, self.tokens)
-            validation_due, snapshot_due = self._validation_due(), self._step_log.crossed(SHARES)
+            validation_due, snapshot_due = self._validation_due(), self._step_log.crossed(FRACTIONS)
             if validation_due or snapshot_due:
                 self._synchronise()
                 if validation_due:
