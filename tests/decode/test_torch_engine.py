@@ -534,7 +534,8 @@ def test_compile_is_refused_for_other_engines(saved, capsys, monkeypatch, engine
     """In one line that names the remedy."""
     monkeypatch.setattr("mygpt.decode.choice.may_have_gpu", lambda: False)
     message = (
-        r"compile is for the torch engine, and (numpy|cpu) is chosen \(.+\): add --engine torch"
+        r"compile is for the torch engine, and (numpy|cpu) is chosen \(.+\): "
+        r"add (--engine torch|engine='torch')"
     )
     with pytest.raises(InputError, match=message):
         load(saved, engine=engine, compile=True)

@@ -265,7 +265,7 @@ def test_several_processes_resume_the_run_in_their_output(first: list[Found]) ->
         assert resumed == (name == "again")
     said = "lr=0.5 cannot change when a run is resumed, and this one has 0.001"
     assert said in main["other options"][0]
-    assert "is a run on another machine and is not here: --output" in main["elsewhere"][0]
+    assert "is a run on another machine and is not here: output" in main["elsewhere"][0]
     assert other["other options"][0] == "PeerError: "
 
 
@@ -285,7 +285,7 @@ def test_a_sharded_run_needs_one_folder_for_all(first: list[Found]) -> None:
     """On machines of their own every save succeeded, and none could be loaded."""
     errors = [found["apart"] for found in first]
     assert errors[0] == "PeerError: "
-    assert "was made by process 0 and is not here: --output must be a folder" in errors[1]
+    assert "was made by process 0 and is not here: output must be a folder" in errors[1]
 
 
 def test_a_run_goes_on_with_any_number_of_processes(second: list[Any], place: Path) -> None:

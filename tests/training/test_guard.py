@@ -196,6 +196,7 @@ def test_an_overwritten_runs_state_is_not_rolled_back_to(runs: Runs) -> None:
 
 def test_a_device_that_is_not_waited_for_is_looked_at_before_a_save(runs: Runs) -> None:
     """As on CUDA: the fused update looks itself; spoilt weights were saved between two looks."""
+    runs.patch.setattr("mygpt.training.trainer.FRACTIONS", ())  # nor before a snapshot
     inner = NonFiniteGuard.__init__
 
     def unread(self: NonFiniteGuard, *args: Any) -> None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from mygpt.errors import MygptError
 
@@ -24,9 +24,9 @@ _CALLS = [
     (re.compile(rf"`?mygpt report {_PATH}`?"), "mygpt.load({}).report()"),
     (re.compile(rf"resume it with --resume {_PATH}"), "resume it with mygpt.resume({})"),
 ]
-# A command up to the end of its clause, or a flag.
+# A command up to the end of its clause, or a flag with the word after it.
 _COMMAND_OR_FLAG = re.compile(
-    r"mygpt [a-z]+ [^`;)\n]*|(?<![\w-])--(no-|\[no-\])?([a-z]+(?:-[a-z]+)*)"
+    r"mygpt [a-z]+ [^`;)\n]*|(?<![\w-])--(no-|\[no-\])?([a-z]+(?:-[a-z]+)*)( [a-z]\w*)?"
 )
 
 
@@ -51,9 +51,12 @@ def _argument(found: re.Match[str]) -> str:
     name = _NAMES.get(found[2], found[2].replace("-", "_"))
     if name not in _types():
         return found[0]
+    after = found[3] or ""
     if _types()[name] in (bool, bool | None) and found[1] != "[no-]":
-        return f"{name}={found[1] is None}"
-    return name
+        return f"{name}={found[1] is None}{after}"
+    if after[1:] in get_args(_types()[name]):  # "--engine torch"
+        return f"{name}={after[1:]!r}"
+    return name + after
 
 
 @cache

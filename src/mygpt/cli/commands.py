@@ -187,4 +187,5 @@ def _say(problem: object) -> None:
     watch = signals.watch()
     if watch is not None and watch.received is not None:
         return  # errors that follow from a signal are not reported
-    say(at_words(f"mygpt: {problem}", sys.stderr), file=sys.stderr)
+    if str(problem):  # empty in a process of several whose first one reports the error
+        say(at_words(f"mygpt: {problem}", sys.stderr), file=sys.stderr)

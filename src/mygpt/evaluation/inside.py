@@ -293,7 +293,7 @@ def _contributions(inside: Inside, tokens: Sequence[int], position: int) -> list
     model = inside.model
     norm: Any = model.final_norm
     blocks: Any = model.blocks
-    rows = _double(head_of(model)[list(tokens)])  # (K, C)
+    rows = _double(head_of(model)[torch.tensor(tokens)])  # (K, C)
     x = torch.from_numpy(inside.residual[-1, position]).double()
     directions = rows * _double(norm.weight)
     if not isinstance(norm, RMSNorm):
