@@ -35,7 +35,7 @@ CASES = {
     "tokenize it (mygpt tokenize FILES --out STORE --tokenizer byte); or --tokenizer byte": (
         "tokenize it (mygpt tokenize FILES --out STORE --tokenizer byte); or tokenizer byte"
     ),
-    "add --engine torch, or remove --compile": "add engine torch, or remove compile=True",
+    "add --engine torch, or remove --compile": "add engine='torch', or remove compile=True",
     "--port is taken": "--port is taken",
     "a dash -- and a-b--c stay": "a dash -- and a-b--c stay",
 }

@@ -17,7 +17,7 @@ import mygpt
 from mygpt.errors import DISTRIBUTION
 from paths import ROOT, SOURCES
 
-OF_THE_CLONE = ("dev", "docs", "notebooks", "pictures")  # extras for work on the project itself
+OWN = ("dev", "docs", "notebooks", "pictures")  # extras for work on the project itself
 
 
 @pytest.fixture
@@ -51,11 +51,7 @@ def test_no_line_installs_the_package_of_another_project() -> None:
 
 def test_the_oldest_releases_are_those_of_the_requirements() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = (
-        lines
-        for name, lines in project["optional-dependencies"].items()
-        if name not in OF_THE_CLONE
-    )
+    extras = (lines for name, lines in project["optional-dependencies"].items() if name not in OWN)
     wanted = [
         line.partition(";")[0] for lines in (project["dependencies"], *extras) for line in lines
     ]

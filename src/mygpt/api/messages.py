@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
+from mygpt.decode.choice import ENGINES
 from mygpt.errors import MygptError
 
 _NAMES = {"from": "init_from", "checkpoint": "path"}  # flags whose argument has another name
@@ -54,7 +55,7 @@ def _argument(found: re.Match[str]) -> str:
     after = found[3] or ""
     if _types()[name] in (bool, bool | None) and found[1] != "[no-]":
         return f"{name}={found[1] is None}{after}"
-    if after[1:] in get_args(_types()[name]):  # "--engine torch"
+    if name == "engine" and after[1:] in ENGINES:
         return f"{name}={after[1:]!r}"
     return name + after
 
