@@ -5,6 +5,7 @@ This file imports as little as possible: before `main` runs, a signal ends Pytho
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -51,6 +52,10 @@ def main(args: Sequence[str] | None = None) -> None:
         if args is None:  # partly imported libraries may fail while the interpreter shuts down
             _flush()  # if this blocks because nobody reads the output, the watch ends the process
             os._exit(code)
+    if args is None and "torch" in sys.modules:  # taking its modules apart takes over a second
+        atexit._run_exitfuncs()
+        _flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -10,6 +10,7 @@ Letters: V vocabulary.
 from __future__ import annotations
 
 import gzip
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -27,6 +28,9 @@ from mygpt.text import Document
 from mygpt.text.documents import TextSize, as_bytes, bytes_of, chars_of
 
 # xz takes about 0.7 s per megabyte, and the training text is compressed twice.
+# `measure_baselines` takes about so many times the time of xz for gzip, xz and zstd, as many again
+# for PPMd, and this for the n-gram models (four texts of 60 KB to 2 MB, two cores).
+_TIMES_OF_XZ, _S_PER_TOKEN = 4.0, 3.5e-7
 MOST_BEFORE_BYTES = 2**20  # the last bytes of the training text
 MOST_XZ_BYTES = 2**18  # the first bytes of the text
 MOST_GZIP_BYTES = 2**22  # the first bytes of the text
@@ -151,6 +155,23 @@ def measure_baselines(
         scored_tokens=min(len(test), ngram.MOST_TEST_TOKENS),
         predicted=predicted,
     )
+
+
+def estimated_s(ids: NDArray[np.integer], tokens: int) -> float:
+    """About how many seconds `measure_baselines` will take, from the time of xz for a few tokens.
+
+    Args:
+        ids: (N,) ids as those of the text, at least one; 32,768 are enough.
+        tokens: of the training text and the text.
+    """
+    data = ids.astype(np.uint8 if ids.max() < 256 else np.uint16).tobytes()
+    began = time.perf_counter()
+    if xz_bits_per_byte(data) is None:
+        return tokens * _S_PER_TOKEN
+    xz_s = (time.perf_counter() - began) / len(ids)
+    compressors = 1 if find_spec("pyppmd") is None else 2
+    compressed = min(tokens, MOST_BEFORE_BYTES + MOST_XZ_BYTES)
+    return compressors * _TIMES_OF_XZ * xz_s * compressed + _S_PER_TOKEN * tokens
 
 
 def gzip_bits_per_byte(text: bytes) -> float:

@@ -209,12 +209,13 @@ class TrainConfig:
         return asdict(self)
 
 
-def report_s(minutes: float | None) -> float:
-    """Seconds that a run's report may take for what it computes with the model, at the end.
+def report_s(training_s: float | None) -> float:
+    """Seconds that a run's report may take for what it computes with the model.
 
-    2% of a timed run, at most 20; `mygpt report`, which no run waits for, takes 20.
+    At the end of a training, 2% of its time, at most 20 s. `mygpt report`, which no training waits
+    for (None), takes up to 20 s.
     """
-    return 20.0 if minutes is None else min(20.0, 1.2 * minutes)
+    return 20.0 if training_s is None else min(20.0, 0.02 * training_s)
 
 
 # The ranges of the fields, by the least value of whole numbers.

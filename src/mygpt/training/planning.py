@@ -26,6 +26,7 @@ from mygpt.data.token_store import StoredTokens, Tokens
 from mygpt.decode.choice import cpu_engine_available
 from mygpt.decode.draft_table import MOST_TOKENS
 from mygpt.errors import InputError
+from mygpt.evaluation.baselines import estimated_s
 from mygpt.scaling.estimates import flops_per_token
 from mygpt.training.config import (
     AUTO,
@@ -53,8 +54,8 @@ _BFLOAT16_FROM = 1.2
 
 # The time of `minutes` that is kept for what follows the last step: saving, the report, the end of
 # the process; validation; and the baselines that the loss is compared with.
-_ENDING_S = 1.8
-_BASELINES_S, _BASELINES_S_PER_TOKEN = 4.0, 1.6e-6
+_ENDING_S = 0.8
+_SAMPLED_TOKENS = 2**15  # compressed to estimate how long the baselines take
 # A text of at least so many characters, if training reads less than this fraction of an epoch, gets
 # a BPE tokenizer: better at 1/14 of an epoch, worse at 1/7 and 1/3 (docs/lab-notes.md).
 _BPE_FROM, _BPE_BELOW, _BPE_SIZE = 4_000_000, 0.1, 4096
@@ -216,8 +217,11 @@ class Planner:
                 training.setdefault("save_seconds", _save_seconds(lengths["minutes"], config))
             validated = training.get("val_tokens") or val_tokens
             reserve_s = time.monotonic() - self.began
-            reserve_s += _ending_s(config, budget, len(train_tokens), val_tokens, validated)
-            reserve_s += report_s(lengths["minutes"])
+            reserve_s += _ending_s(config, budget, len(train_tokens), validated)
+            if val_tokens:
+                sample, tokens = train_tokens[:_SAMPLED_TOKENS], len(train_tokens) + val_tokens
+                reserve_s += estimated_s(np.asarray(sample), tokens)
+            reserve_s += report_s(60.0 * lengths["minutes"])
             # At most half of a very short run, so that something is trained.
             most_s = 30.0 * lengths["minutes"]
             training.setdefault("reserve_s", min(reserve_s, most_s))
@@ -314,18 +318,14 @@ def _save_seconds(minutes: float, config: GPTConfig) -> float:
     return max(20 * 2 * file_s(config), min(60.0, max(5.0, 12.0 * minutes)))
 
 
-def _ending_s(
-    config: GPTConfig, budget: Budget, train_tokens: int, val_tokens: int, validated: int
-) -> float:
-    """Seconds from the last step to the end of the command."""
+def _ending_s(config: GPTConfig, budget: Budget, train_tokens: int, validated: int) -> float:
+    """Seconds from the last step to the end of the command, but for baselines and the report."""
     forward = (
         flops_per_token(config, config.max_seq_len).total / 3 + _FLOPS_AN_EXP * config.vocab_size
     )
-    corpus = train_tokens + val_tokens
-    baselines_s = min(_BASELINES_S, corpus * _BASELINES_S_PER_TOKEN) if val_tokens else 0.0
     files_s = 3 * file_s(config)  # the state, the last model and the best
     drafts_s = _DRAFTS_S_PER_TOKEN * min(train_tokens, MOST_TOKENS)
-    return _ENDING_S + validated * forward / budget.flops_per_s + baselines_s + drafts_s + files_s
+    return _ENDING_S + validated * forward / budget.flops_per_s + drafts_s + files_s
 
 
 def file_s(config: GPTConfig) -> float:

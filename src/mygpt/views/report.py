@@ -98,8 +98,8 @@ def report_data(run: Run) -> dict[str, Any]:
         lines = [(row.name, row.loss) for row in baselines.rows() if row.loss is not None]
     log = log_data(run.history, lines, own, run.state.progress)
     documents = [] if run.source is None else run.source.train_documents
-    # At the end of a timed run, the report's time is part of the run's minutes.
-    budget_s = report_s(None if run.finished is None else run.state.training.minutes)
+    # The time at the end of a timed run is part of its minutes.
+    budget_s = report_s(None if run.finished is None else run.finished.elapsed_s)
     return {
         "name": shown_path(run.folder.name),
         "standing": standing.kind,
