@@ -129,6 +129,8 @@ def test_baselines_and_diagnosis_are_those_of_the_last_event(trained):
     """Found out again from the text, or taken from the training's last event: the same."""
     run, finished = trained
     again, found = data_of(run), data_of(run, finished=finished)
+    for data in (again, found):  # how much of these there is depends on the time
+        del data["loss_map"], data["costs"]
     assert again == found
     assert again["verdict"] == finished.verdict
     rows = {name: (bits, loss) for name, bits, loss in again["table"]}

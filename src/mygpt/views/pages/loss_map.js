@@ -58,7 +58,7 @@ function introduction(map) {
   if (tokens < all) {
     words.push(
       `This is the first part of the text, ${grouped(tokens)} of ${grouped(all)} predicted tokens: ` +
-        "more would take too long or too much space. `mygpt report` takes more time than the end of a training.",
+        "more would take too long or too much space. A report of mygpt report has more than one of a training's end.",
     );
   }
   return words.join(" ");

@@ -3,7 +3,7 @@
 import { niceTicks, shortNumber } from "../static/axes.js";
 import { make, makeSvg, setAttribute, stateOf } from "../static/dom.js";
 
-const MARGIN = { left: 44, right: 12, top: 10, bottom: 24 };
+const MARGIN = { left: 44, right: 24, top: 10, bottom: 24 };
 
 // Draw the figures into `element`, or update them. Snapshots are equally far apart.
 // data: { steps: [of each snapshot], series: [{ name, values: [of each snapshot] }, ...] (at most 8),
