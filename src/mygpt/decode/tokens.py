@@ -40,26 +40,7 @@ def generate(
     seed: Seed | None = None,
     overflow: Overflow = "crop",
 ) -> torch.Tensor:
-    """Append `max_new_tokens` tokens to each row of `prompt_ids` (chapter 15, section 15.7).
-
-    This is `mygpt.core.generation.generate` with checked arguments and the fastest decoder:
-    machine code on the CPU, or torch.
-
-    Args:
-        model: a `GPT`, or any module whose forward returns `(logits, anything)` and that has
-            `max_seq_len`. It runs in eval mode; afterwards its mode is what it was.
-        prompt_ids: (B, T) int64 tensor; longer than the window is fine, B may be 0.
-        max_new_tokens: how many tokens to append.
-        temperature: below 1 sharpens, above 1 flattens; 0 is argmax.
-        top_k: draw from the k likeliest tokens alone; None or 0 is off.
-        top_p: draw from the smallest set of likeliest tokens that reaches this probability.
-        min_p: drop tokens below this fraction of the likeliest token's probability.
-        repetition_penalty: above 1 makes tokens that occurred before less likely.
-        seed: None draws from torch's global generator, as the chapter does. A seed gives row
-            i the numbers of `Stream(seed, i)`: the same text for any batch size.
-        overflow: past the window, "crop" reads the last `max_seq_len` tokens at each step (the
-            chapter's way), "refill" keeps the newer half when the window is full, "stop" ends
-            when the window is full.
+    """`mygpt.generate` for a (B, T) int64 tensor of ids; see there for the arguments.
 
     Returns:
         (B, T + max_new_tokens) int64 on the prompt's device, prompt included; shorter only
@@ -97,11 +78,7 @@ def stream(
     seed: Seed | None = None,
     overflow: Overflow = "crop",
 ) -> Iterator[torch.Tensor]:
-    """The new tokens of `generate`, one step at a time: each (B,) int64.
-
-    Takes `generate`'s arguments and raises what it raises, at once rather than at the first
-    step.
-    """
+    """The new tokens of `generate`, one step at a time: each (B,) int64. Errors come at once."""
     _check(model, prompt_ids, max_new_tokens, seed, overflow)
     sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
     seed = None if seed is None else int(seed)
