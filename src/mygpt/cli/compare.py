@@ -29,9 +29,7 @@ def compare(
     ] = options.TEMPERATURE,
     seed: options.Seed = None,
     out: Annotated[Path | None, options.option("Write this HTML page, too.", "--out", "-o")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing page.")
-    ] = False,
+    overwrite: Annotated[bool, options.overwrite("an existing page")] = False,
     json: options.Json = False,
 ) -> None:
     """Compare runs: losses, the settings that differ, and samples of the same prompt and seed.

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mygpt.cli import options
 from mygpt.cli.terminal import say
 
 
@@ -24,31 +25,22 @@ def import_(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="A folder, or a file such as model.safetensors. Default: runs/NAME.",
-            show_default=False,
+        options.option(
+            "A folder, or a file such as model.safetensors. Default: runs/NAME.", "--output", "-o"
         ),
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(
-            help="A tokenizer's JSON file, or a run or folder that contains one, if the model has "
-            "no tokenizer.",
-            show_default=False,
+        options.option(
+            "A tokenizer's JSON file, or a run or folder that contains one, if the model has no "
+            "tokenizer."
         ),
     ] = None,
     num_heads: Annotated[
         int | None,
-        typer.Option(
-            help="The number of attention heads, if the file does not contain it.",
-            show_default=False,
-        ),
+        options.option("The number of attention heads, if the file does not contain it."),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")
-    ] = False,
+    overwrite: Annotated[bool, options.overwrite("an existing checkpoint")] = False,
 ) -> None:
     """Convert another program's model for use with generate, eval, export and train --from.
 
@@ -83,15 +75,9 @@ def export(
     ],
     number_type: Annotated[
         str | None,
-        typer.Option(
-            "--type",
-            help="Number format of a GGUF file's matrices: f32, f16 or q8_0.",
-            show_default=False,
-        ),
+        options.option("Number format of a GGUF file's matrices: f32, f16 or q8_0.", "--type"),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing file or folder.")
-    ] = False,
+    overwrite: Annotated[bool, options.overwrite("an existing file or folder")] = False,
 ) -> None:
     """Write a model for other programs: transformers, vLLM, llama.cpp, Ollama.
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from mygpt.cli.help import Command, Group
+from mygpt.cli.options import option
 from mygpt.cli.terminal import say, waiting
 from mygpt.errors import InputError
 
@@ -37,10 +38,9 @@ def shakespeare(
     ),
     url: Annotated[
         str,
-        typer.Option(
-            help="Where to download it; its SHA-256 is checked. Default: char-rnn's repository.",
+        option(
+            "Where to download it; its SHA-256 is checked. Default: char-rnn's repository.",
             metavar="URL",
-            show_default=False,
         ),
     ] = _URL,
 ) -> None:

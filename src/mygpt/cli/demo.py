@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mygpt.cli import options
 from mygpt.cli.terminal import say, waiting
 from mygpt.machine import process_age_s
 
@@ -19,9 +20,7 @@ _OUTPUT = Path("runs/demo")
 def demo(
     minutes: Annotated[float, typer.Option(help="How long to train.")] = 0.8,
     output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder.")] = _OUTPUT,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace another run in this folder.")
-    ] = False,
+    overwrite: Annotated[bool, options.overwrite("another run in this folder")] = False,
 ) -> int:
     """Train a small GPT on the built-in text for about a minute, then print samples.
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mygpt.cli import options
 from mygpt.cli.terminal import say, to_json
 from mygpt.errors import InputError
 from mygpt.machine import bytes_text
@@ -90,7 +91,7 @@ def doctor(
         bool,
         typer.Option("--probe/--no-probe", help="Measure the speed; takes up to five seconds."),
     ] = True,
-    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    json: options.Json = False,
 ) -> int:
     """Show this machine's set-up and speed, and how to fix what is wrong.
 

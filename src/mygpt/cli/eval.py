@@ -40,10 +40,9 @@ def eval(
     ] = None,
     protocol: Annotated[
         str,
-        typer.Option(
-            help="full: each token once, in consecutive windows. nanogpt: 200 random batches of "
-            "64 windows of 256 tokens, noisy and slow. both: the two of them.",
-            metavar="NAME",
+        options.choice(
+            "full: each token once, in consecutive windows. nanogpt: 200 random batches of "
+            "64 windows of 256 tokens, noisy and slow. both: the two of them."
         ),
     ] = "full",
     window: Annotated[
@@ -94,12 +93,11 @@ def eval(
     ] = None,
     unknown: Annotated[
         str,
-        typer.Option(
-            help="What to do with characters that the model's tokenizer does not know. error: "
+        options.choice(
+            "What to do with characters that the model's tokenizer does not know. error: "
             "refuse the text (if the tokenizer has an unknown token, only above a tenth of the "
             "text). keep: encode them as the unknown token. drop: remove them from the text.",
-            metavar="NAME",
-            rich_help_panel=_TEXT,
+            _TEXT,
         ),
     ] = "error",
     ablate: Annotated[

@@ -44,7 +44,7 @@ def explain(
     unknown: options.Unknown = "error",
     out: Annotated[Path | None, options.option("The HTML page to write.", "--out", "-o")] = None,
     terminal: Annotated[
-        bool, typer.Option("--terminal", help="Print coloured bars in the terminal.")
+        bool, options.option("Print coloured bars in the terminal.", "--terminal")
     ] = False,
     max_new_tokens: options.MaxNewTokens = 40,
     temperature: Annotated[float, options.temperature_option(1.0)] = 1.0,
@@ -53,9 +53,7 @@ def explain(
     min_p: options.MinP = None,
     repetition_penalty: options.RepetitionPenalty = None,
     seed: options.Seed = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing page.")
-    ] = False,
+    overwrite: Annotated[bool, options.overwrite("an existing page")] = False,
 ) -> None:
     """Show how a model generates: each token's probability, its alternatives, and the attention.
 

@@ -56,12 +56,11 @@ def generate(
     repetition_penalty: options.RepetitionPenalty = None,
     overflow: Annotated[
         str,
-        typer.Option(
-            help="What to do past the context window. crop: each step reads the last window of "
+        options.choice(
+            "What to do past the context window. crop: each step reads the last window of "
             "tokens. refill: read the newer half of the window again and continue from there. "
             "stop: end.",
-            metavar="NAME",
-            rich_help_panel=options.SAMPLING,
+            options.SAMPLING,
         ),
     ] = OVERFLOW_POLICIES[0],
     stream: Annotated[
@@ -84,32 +83,9 @@ def generate(
         ),
     ] = None,
     device: options.Device = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="float32, bfloat16 or float16 (torch engine), int8 or int4 (cpu engine). auto is "
-            "bfloat16 on a GPU that supports it, else float32.",
-            metavar="NAME",
-            rich_help_panel=options.ENGINE,
-        ),
-    ] = "auto",
-    engine: Annotated[
-        str,
-        typer.Option(
-            help="auto, numpy, cpu or torch. `mygpt info` shows what auto chooses.",
-            metavar="NAME",
-            rich_help_panel=options.ENGINE,
-        ),
-    ] = "auto",
-    speculate: Annotated[
-        bool,
-        typer.Option(
-            "--speculate/--no-speculate",
-            help="cpu engine: guess the next tokens and check several at once, where that is "
-            "faster. The text is the same.",
-            rich_help_panel=options.ENGINE,
-        ),
-    ] = True,
+    dtype: options.Dtype = "auto",
+    engine: options.Engine = "auto",
+    speculate: options.Speculate = True,
     draft_from: Annotated[
         Path | None,
         options.option(

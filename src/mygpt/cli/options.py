@@ -13,11 +13,27 @@ SAMPLING, PROMPT, ENGINE, OUTPUT = "Sampling", "Prompt", "Engine", "Output"
 TEMPERATURE = 0.8
 
 
-def option(text: str, *flags: str, panel: str | None = None, metavar: str | None = None) -> Any:
+def option(
+    text: str,
+    *flags: str,
+    panel: str | None = None,
+    metavar: str | None = None,
+    min: int | None = None,
+) -> Any:
     """An option; its help text describes the default."""
     return typer.Option(
-        *flags, help=text, rich_help_panel=panel, metavar=metavar, show_default=False
+        *flags, help=text, rich_help_panel=panel, metavar=metavar, min=min, show_default=False
     )
+
+
+def choice(text: str, panel: str | None = None) -> Any:
+    """An option that takes a name; its default is shown after the help text."""
+    return typer.Option(help=text, metavar="NAME", rich_help_panel=panel)
+
+
+def overwrite(what: str) -> Any:
+    """The switch without which `what` is not replaced."""
+    return option(f"Replace {what}.", "--overwrite")
 
 
 def prompt_option(more: str = "") -> Any:
@@ -35,8 +51,26 @@ Checkpoint = Annotated[
         help="A run's folder or a checkpoint file. Default: the newest run.", show_default=False
     ),
 ]
-Device = Annotated[
-    str, typer.Option(help="auto, cpu, cuda or mps.", metavar="NAME", rich_help_panel=ENGINE)
+Device = Annotated[str, choice("auto, cpu, cuda or mps.", ENGINE)]
+Dtype = Annotated[
+    str,
+    choice(
+        "float32, bfloat16 or float16 (torch engine), int8 or int4 (cpu engine). auto is bfloat16 "
+        "on a GPU that supports it, else float32.",
+        ENGINE,
+    ),
+]
+Engine = Annotated[
+    str, choice("auto, numpy, cpu or torch. `mygpt info` shows what auto chooses.", ENGINE)
+]
+Speculate = Annotated[
+    bool,
+    typer.Option(
+        "--speculate/--no-speculate",
+        help="cpu engine: guess the next tokens of up to 4 texts and check several at once, where "
+        "that is faster. The text is the same.",
+        rich_help_panel=ENGINE,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 
@@ -58,11 +92,10 @@ Encoding = Annotated[
 ]
 Unknown = Annotated[
     str,
-    typer.Option(
-        help="What to do with characters that the model does not know. error: refuse the prompt. "
+    choice(
+        "What to do with characters that the model does not know. error: refuse the prompt. "
         "drop: remove them, with a note.",
-        metavar="NAME",
-        rich_help_panel=PROMPT,
+        PROMPT,
     ),
 ]
 MaxNewTokens = Annotated[

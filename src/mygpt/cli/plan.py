@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mygpt.cli.options import Json, option
 from mygpt.cli.terminal import say, to_json, waiting
 from mygpt.errors import InputError, require_choice
 from mygpt.machine import bytes_text
@@ -32,12 +33,6 @@ _BYTES = {
     **{unit + "b" * b: 1000**n for n, unit in enumerate(("", *"kmgt")) for b in (0, 1)},
     **{unit + "ib": 1024**n for n, unit in enumerate("kmgt", 1)},
 }
-
-
-def _help(text: str, panel: str | None, *names: str, min: int | None = None) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False, min=min)
-
-
 _BUDGET, _DEVICES, _MODEL, _TIME = "Budget", "Devices", "Model", "Time"
 
 
@@ -52,60 +47,63 @@ def plan(
     ] = None,
     tokens: Annotated[
         str | None,
-        _help(
+        option(
             "Training tokens: 10M, 2.5B, 1T. Default: the published number, else 20 for each "
-            "parameter.",
-            None,
+            "parameter."
         ),
     ] = None,
     batch_tokens: Annotated[
-        str | None, _help("Tokens in a step, rounded to whole windows.", _BUDGET)
+        str | None, option("Tokens in a step, rounded to whole windows.", panel=_BUDGET)
     ] = None,
     batch_size: Annotated[
-        int | None, _help("Windows in a step, instead of --batch-tokens.", _BUDGET, min=1)
+        int | None, option("Windows in a step, instead of --batch-tokens.", panel=_BUDGET, min=1)
     ] = None,
-    devices: Annotated[int, _help("Devices on each machine. Default: 1.", None, min=1)] = 1,
-    nodes: Annotated[int, _help("Machines. Default: 1.", _DEVICES, min=1)] = 1,
+    devices: Annotated[int, option("Devices on each machine. Default: 1.", min=1)] = 1,
+    nodes: Annotated[int, option("Machines. Default: 1.", panel=_DEVICES, min=1)] = 1,
     device_memory: Annotated[
-        str | None,
-        _help("Memory of each device: 80GB, 24GiB. Shows which set-ups fit.", None),
+        str | None, option("Memory of each device: 80GB, 24GiB. Shows which set-ups fit.")
     ] = None,
     micro_batch: Annotated[
         int | None,
-        _help(
-            "Windows that a device processes at once. Default: about 4,096 tokens.", _DEVICES, min=1
+        option(
+            "Windows that a device processes at once. Default: about 4,096 tokens.",
+            panel=_DEVICES,
+            min=1,
         ),
     ] = None,
     dtype: Annotated[
         str | None,
-        _help("float32, tf32 or bfloat16. Default: memory for 32 and 16 bits.", _DEVICES),
+        option("float32, tf32 or bfloat16. Default: memory for 32 and 16 bits.", panel=_DEVICES),
     ] = None,
     checkpoint_activations: Annotated[
         bool,
-        _help("Recompute blocks in the backward pass.", _DEVICES, "--checkpoint-activations"),
+        option(
+            "Recompute blocks in the backward pass.", "--checkpoint-activations", panel=_DEVICES
+        ),
     ] = False,
-    embed_dim: Annotated[int | None, _help("The embedding's width C.", _MODEL)] = None,
-    num_heads: Annotated[int | None, _help("Attention heads.", _MODEL)] = None,
-    num_kv_heads: Annotated[int | None, _help("Key and value heads.", _MODEL)] = None,
-    num_layers: Annotated[int | None, _help("Transformer blocks.", _MODEL)] = None,
-    mlp_dim: Annotated[int | None, _help("Hidden width of the MLP.", _MODEL)] = None,
-    max_seq_len: Annotated[int | None, _help("The context window in tokens.", _MODEL)] = None,
-    vocab_size: Annotated[int | None, _help("The number of token ids.", None)] = None,
+    embed_dim: Annotated[int | None, option("The embedding's width C.", panel=_MODEL)] = None,
+    num_heads: Annotated[int | None, option("Attention heads.", panel=_MODEL)] = None,
+    num_kv_heads: Annotated[int | None, option("Key and value heads.", panel=_MODEL)] = None,
+    num_layers: Annotated[int | None, option("Transformer blocks.", panel=_MODEL)] = None,
+    mlp_dim: Annotated[int | None, option("Hidden width of the MLP.", panel=_MODEL)] = None,
+    max_seq_len: Annotated[
+        int | None, option("The context window in tokens.", panel=_MODEL)
+    ] = None,
+    vocab_size: Annotated[int | None, option("The number of token ids.")] = None,
     peak_tflops: Annotated[
-        float | None, _help("A device's peak speed in 10^12 operations a second.", _TIME)
+        float | None, option("A device's peak speed in 10^12 operations a second.", panel=_TIME)
     ] = None,
     efficiency: Annotated[
         float | None,
-        _help("The fraction of the peak that training reaches (MFU), such as 0.4.", _TIME),
+        option("The fraction of the peak that training reaches (MFU), such as 0.4.", panel=_TIME),
     ] = None,
     measure: Annotated[
-        bool,
-        _help("Train a few steps on this machine and estimate the time.", None, "--measure"),
+        bool, option("Train a few steps on this machine and estimate the time.", "--measure")
     ] = False,
     device: Annotated[
-        str, _help("The device of --measure: auto, cpu, cuda or mps. Default: auto.", _TIME)
+        str, option("The device of --measure: auto, cpu, cuda or mps. Default: auto.", panel=_TIME)
     ] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Estimate a training: parameters, operations, memory of each device, steps and time.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mygpt.cli.options import TEMPERATURE
+from mygpt.cli import options
 from mygpt.cli.terminal import at_words, say, waiting
 from mygpt.errors import InputError
 
@@ -29,16 +29,11 @@ def report(
     run: Annotated[str, typer.Argument(help="The run's folder, or its checkpoint file.")],
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="The page to write. Default: report.html in the run's folder.",
-            show_default=False,
+        options.option(
+            "The page to write. Default: report.html in the run's folder.", "--out", "-o"
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing file.")
-    ] = False,
+    overwrite: Annotated[bool, options.overwrite("an existing file")] = False,
 ) -> None:
     """Write a run's report: one page that needs no network and no other file.
 
@@ -88,7 +83,7 @@ def report_the_end(
 def show_sample(writer: Writer) -> None:
     """Print a sample of a trained model, at the temperature of `mygpt generate`."""
     text, ends = "", math.inf
-    how: dict[str, Any] = {"temperature": TEMPERATURE, "seed": 0, "overflow": "refill"}
+    how: dict[str, Any] = {"temperature": options.TEMPERATURE, "seed": 0, "overflow": "refill"}
     with contextlib.suppress(InputError, OSError):  # a broken model; the reader is gone
         for piece in writer.stream("", _SAMPLE_TOKENS, **how):
             ends = ends if text else time.monotonic() + _SAMPLE_S  # from the first piece on
@@ -96,7 +91,8 @@ def show_sample(writer: Writer) -> None:
             if time.monotonic() >= ends:
                 break
         lines = text.strip().replace("\n", "\n  | ")
-        say(at_words(f"\na sample at temperature {TEMPERATURE:g}:\n  | {lines}\n", sys.stdout))
+        head = f"a sample at temperature {options.TEMPERATURE:g}:"
+        say(at_words(f"\n{head}\n  | {lines}\n", sys.stdout))
 
 
 def show_next_steps(started: Started, finished: Finished) -> None:

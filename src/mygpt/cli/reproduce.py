@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from mygpt.cli import options
 from mygpt.cli.terminal import say, waiting
 from mygpt.errors import InputError
 
@@ -24,31 +25,25 @@ def reproduce(
     run: Annotated[str, typer.Argument(help="The run's folder, or its checkpoint file.")],
     output: Annotated[
         str | None,
-        typer.Option(
+        options.option(
+            "The folder of the second run. Default: RUN-reproduced, which is deleted if all "
+            "losses are the same.",
             "--output",
             "-o",
-            help="The folder of the second run. Default: RUN-reproduced, which is deleted if all "
-            "losses are the same.",
-            show_default=False,
         ),
     ] = None,
     text: Annotated[
         list[str] | None,
-        typer.Option(
-            "--text",
-            help="The text's present path. Default: the path in the run. May be repeated.",
-            show_default=False,
+        options.option(
+            "The text's present path. Default: the path in the run. May be repeated.", "--text"
         ),
     ] = None,
     val_file: Annotated[
-        str | None,
-        typer.Option(help="The validation file's present path, likewise.", show_default=False),
+        str | None, options.option("The validation file's present path, likewise.")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a run that is in the output folder.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", metavar="NAME")] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")] = False,
+    overwrite: Annotated[bool, options.overwrite("a run that is in the output folder")] = False,
+    device: Annotated[str, options.choice("auto, cpu, cuda or mps.")] = "auto",
+    quiet: Annotated[bool, options.option("Print only the result.", "--quiet", "-q")] = False,
 ) -> int:
     """Repeat a run step by step and compare its losses with those of the first run.
 

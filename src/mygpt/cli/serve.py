@@ -46,58 +46,32 @@ def serve(
         options.option("A further host name that requests may use. May be repeated."),
     ] = None,
     max_waiting: Annotated[
-        int,
-        _limit("Requests that may wait in the queue; further ones get status 429."),
+        int, _limit("Requests that may wait in the queue; further ones get status 429.")
     ] = ServerSettings.max_waiting,
     max_tokens: Annotated[
-        int,
-        _limit("The largest number of new tokens for each completion."),
+        int, _limit("The largest number of new tokens for each completion.")
     ] = ServerSettings.max_tokens,
     slots: Annotated[
-        int,
-        _limit("Completions that are generated at the same time."),
+        int, _limit("Completions that are generated at the same time.")
     ] = ServerSettings.slots,
     max_choices: Annotated[
-        int,
-        _limit("The largest number of completions for each request."),
+        int, _limit("The largest number of completions for each request.")
     ] = ServerSettings.max_choices,
     max_stops: Annotated[
-        int,
-        _limit("The largest number of stop strings for each request."),
+        int, _limit("The largest number of stop strings for each request.")
     ] = ServerSettings.max_stops,
     max_prompt_tokens: Annotated[
-        int,
-        _limit("The largest prompt length in tokens."),
+        int, _limit("The largest prompt length in tokens.")
     ] = ServerSettings.max_prompt_tokens,
     max_connections: Annotated[
-        int,
-        _limit("Open connections; the system's limit of open files may lower it."),
+        int, _limit("Open connections; the system's limit of open files may lower it.")
     ] = ServerSettings.max_connections,
     device: options.Device = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="float32, bfloat16 or float16 (torch), int8 or int4 (cpu engine), or auto.",
-            metavar="NAME",
-            rich_help_panel=options.ENGINE,
-        ),
-    ] = "auto",
-    engine: Annotated[
-        str,
-        typer.Option(
-            help="auto, numpy, cpu or torch.", metavar="NAME", rich_help_panel=options.ENGINE
-        ),
-    ] = "auto",
-    speculate: Annotated[
-        bool,
-        typer.Option(
-            "--speculate/--no-speculate",
-            help="cpu engine: guess the next tokens of up to 4 texts and check several at once.",
-            rich_help_panel=options.ENGINE,
-        ),
-    ] = True,
+    dtype: options.Dtype = "auto",
+    engine: options.Engine = "auto",
+    speculate: options.Speculate = True,
     quiet: Annotated[
-        bool, typer.Option("--quiet", help="Do not log a line for each request.")
+        bool, options.option("Do not log a line for each request.", "--quiet")
     ] = False,
 ) -> None:
     """Serve a model: OpenAI's /v1/completions, and a page that shows how tokens are sampled.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mygpt.cli import options
 from mygpt.cli.bar import StatusBar
 from mygpt.cli.terminal import say
 from mygpt.errors import InputError
@@ -40,57 +41,46 @@ def tokenize(
     ],
     tokenizer: Annotated[
         str,
-        typer.Option(
-            help="bpe or bpe:SIZE (trained on the files), char, byte, a tokenizer's JSON file, "
-            "or a run, checkpoint, store or Hugging Face folder whose tokenizer is used.",
-            metavar="NAME",
+        options.choice(
+            "bpe or bpe:SIZE (trained on the files), char, byte, a tokenizer's JSON file, "
+            "or a run, checkpoint, store or Hugging Face folder whose tokenizer is used."
         ),
     ] = "bpe",
     field: Annotated[
         str | None,
-        typer.Option(
-            help="The field or column that contains the text. Default: text.",
-            metavar="NAME",
-            show_default=False,
+        options.option(
+            "The field or column that contains the text. Default: text.", metavar="NAME"
         ),
     ] = None,
     encoding: Annotated[
         str | None,
-        typer.Option(
-            help="The files' encoding. Default: by their byte-order marks, else UTF-8.",
-            metavar="NAME",
-            show_default=False,
+        options.option(
+            "The files' encoding. Default: by their byte-order marks, else UTF-8.", metavar="NAME"
         ),
     ] = None,
     split_documents: Annotated[
         bool | None,
-        typer.Option(
-            "--split-documents/--no-split-documents",
-            help="Whether <|endoftext|> in a file, line or row separates documents or is ordinary "
+        options.option(
+            "Whether <|endoftext|> in a file, line or row separates documents or is ordinary "
             "text. Default: it separates.",
-            show_default=False,
+            "--split-documents/--no-split-documents",
         ),
     ] = None,
     unknown: Annotated[
         str,
-        typer.Option(
-            help="If the tokenizer does not know more than a tenth of the text: error refuses the "
-            "text, keep accepts it.",
-            metavar="NAME",
+        options.choice(
+            "If the tokenizer does not know more than a tenth of the text: error refuses the "
+            "text, keep accepts it."
         ),
     ] = "error",
     shard_tokens: Annotated[
-        int | None,
-        typer.Option(help="Tokens in each shard. Default: 16,777,216.", show_default=False),
+        int | None, options.option("Tokens in each shard. Default: 16,777,216.")
     ] = None,
     workers: Annotated[
-        int | None,
-        typer.Option(help="Processes that encode. Default: one for each core.", show_default=False),
+        int | None, options.option("Processes that encode. Default: one for each core.")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing store.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
+    overwrite: Annotated[bool, options.overwrite("an existing store")] = False,
+    quiet: Annotated[bool, options.option("Print only errors.", "--quiet", "-q")] = False,
 ) -> int:
     """Convert text of any size into a token store on disk.
 
@@ -111,7 +101,7 @@ def tokenize(
         for note in find_sources(files, encoding=encoding, records=records)[1]:
             say(note, file=sys.stderr)
     chosen = _tokenizer(tokenizer)
-    options = StoreOptions(
+    how = StoreOptions(
         tokenizer=chosen,
         records=records,
         encoding=encoding,
@@ -126,7 +116,7 @@ def tokenize(
     with _Display(quiet=quiet) as display:
         try:
             with ExitAction(lambda: _say_how_to_resume(out, display)):
-                store = build_store(files, out, options, overwrite=overwrite, progress=display)
+                store = build_store(files, out, how, overwrite=overwrite, progress=display)
         except KeyboardInterrupt:
             return 130
     if display.separators and not quiet:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mygpt.cli.options import option
+from mygpt.cli.options import choice, option
 from mygpt.cli.terminal import say, waiting
 from mygpt.errors import InputError
 from mygpt.machine import process_age_s
@@ -187,10 +187,7 @@ def train(
         int | None,
         option("The seed of weights, data order and dropout. Default: 0.", panel=_RECIPE),
     ] = None,
-    device: Annotated[
-        str,
-        typer.Option(help="auto, cpu, cuda or mps.", metavar="NAME", rich_help_panel=_DEVICE),
-    ] = "auto",
+    device: Annotated[str, choice("auto, cpu, cuda or mps.", _DEVICE)] = "auto",
     dtype: Annotated[
         str | None,
         option(
