@@ -34,7 +34,10 @@ for step in train_steps(batches, TorchGradients(model), AdamW(model), lambda ste
 
 SAMPLE = """
 import sys
-from mygpt.core.generation import UncachedDecoder, autoregressive_loop, generate
+from mygpt.core.config import SamplingConfig
+from mygpt.core.generation import (
+    GenerationCall, UncachedDecoder, autoregressive_loop, generate,
+)
 from mygpt.core.tokenizer import CharTokenizer
 from mygpt.core.tutorial import VOCAB, to_ids
 
@@ -48,9 +51,8 @@ show(generate(model, prompt, 12, top_k=1))
 set_seed(0)
 sampled = generate(model, prompt, 100, temperature=5.0)
 set_seed(0)
-uncached = generate(
-    model, prompt, 100, temperature=5.0, make_decoder=lambda call: UncachedDecoder(call.model)
-)
+call = GenerationCall(model, prompt, 100, SamplingConfig(5.0), None, "crop")
+uncached = call.result(UncachedDecoder(model))
 assert (sampled == uncached).all() and sampled.shape == (1, 101)
 seeded = generate(model, prompt.expand(3, 1), 20, 2.0, 3, top_p=0.9, seed=1, overflow="refill")
 assert (seeded[:1] == generate(model, prompt, 20, 2.0, 3, top_p=0.9, seed=1)).all()

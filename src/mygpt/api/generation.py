@@ -23,7 +23,7 @@ from mygpt.options import defaults_of, names_of, require_known, shows_options
 Ids = torch.Tensor | NDArray[np.integer[Any]] | Sequence[int] | Sequence[Sequence[int]]
 
 
-@shows_options(DrawOptions, defaults_of(tokens.generate))
+@shows_options(DrawOptions, defaults_of(tokens.checked_call))
 def generate(
     model: nn.Module,
     prompt_ids: Ids,
@@ -67,11 +67,12 @@ def generate(
     """
     require_known(options, names_of(generate))
     rows, is_one = _rows(model, prompt_ids)
-    found = tokens.generate(model, rows, max_new_tokens, temperature, top_k, **options)
+    call = tokens.checked_call(model, rows, max_new_tokens, temperature, top_k, **options)
+    found = call.result(tokens.fastest_decoder(call))
     return found[0] if is_one else found
 
 
-@shows_options(DrawOptions, defaults_of(tokens.stream))
+@shows_options(DrawOptions, defaults_of(tokens.checked_call))
 def stream(
     model: nn.Module,
     prompt_ids: Ids,
@@ -87,7 +88,8 @@ def stream(
     """
     require_known(options, names_of(stream))
     rows, is_one = _rows(model, prompt_ids)
-    found = tokens.stream(model, rows, max_new_tokens, temperature, top_k, **options)
+    call = tokens.checked_call(model, rows, max_new_tokens, temperature, top_k, **options)
+    found = tokens.stream(call)
     return (new[0] for new in found) if is_one else found
 
 

@@ -201,6 +201,11 @@ class GenerationCall:
         for new_ids, _ in loop:
             yield new_ids[:, None]
 
+    def result(self, decoder: Decoder | LoopDecoder) -> Tensor:
+        """What `generate` returns, (B, T + new tokens) int64, with this decoder."""
+        blocks = self.new_tokens(decoder, max(1, self.max_new_tokens))
+        return torch.cat([self.prompt_ids, *blocks], dim=1)
+
 
 def generate(
     model: Any,
@@ -214,7 +219,6 @@ def generate(
     repetition_penalty: float | None = None,
     seed: int | None = None,
     overflow: Overflow = "crop",
-    make_decoder: Callable[[GenerationCall], Decoder | LoopDecoder] = GenerationCall.torch_decoder,
 ) -> Tensor:
     """Append `max_new_tokens` tokens to each row of `prompt_ids` (section 15.7).
 
@@ -226,12 +230,10 @@ def generate(
         seed: None draws from torch's global generator, as the chapter does; with a seed, row i
             draws with `Stream(seed, i)`: the same text for any batch size.
         overflow: what to read past the window (see `Window`).
-        make_decoder: what predicts, and may draw. `mygpt.generate` chooses the fastest.
 
     Returns:
         (B, T + max_new_tokens) int64, prompt included; shorter only where "stop" ended it.
     """
     sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
     call = GenerationCall(model, prompt_ids, max_new_tokens, sampling, seed, overflow)
-    blocks = list(call.new_tokens(make_decoder(call), max(1, max_new_tokens)))
-    return torch.cat([prompt_ids, *blocks], dim=1)
+    return call.result(call.torch_decoder())

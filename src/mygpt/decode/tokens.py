@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mygpt.core import generation
 from mygpt.core.config import GREEDY_BELOW, SamplingConfig
 from mygpt.core.generation import Decoder, GenerationCall, LoopDecoder
 from mygpt.core.model import GPT
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from mygpt.cpu.decode.decoding import CpuDecoding
 
 
-def generate(
+def checked_call(
     model: Any,
     prompt_ids: torch.Tensor,
     max_new_tokens: int,
@@ -39,60 +38,26 @@ def generate(
     repetition_penalty: float | None = None,
     seed: Seed | None = None,
     overflow: Overflow = "crop",
-) -> torch.Tensor:
-    """`mygpt.generate` for a (B, T) int64 tensor of ids; see there for the arguments.
-
-    Returns:
-        (B, T + max_new_tokens) int64 on the prompt's device, prompt included; shorter only
-        where "stop" ended it.
+) -> GenerationCall:
+    """The call of `mygpt.generate` for a (B, T) int64 tensor of ids; see there for the arguments.
 
     Raises:
         InputError: for a value outside its range, naming the range (a ValueError).
     """
     _check(model, prompt_ids, max_new_tokens, seed, overflow)
-    return generation.generate(
-        model,
-        prompt_ids,
-        int(max_new_tokens),
-        temperature,
-        top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=None if seed is None else int(seed),
-        overflow=overflow,
-        make_decoder=fastest_decoder,
-    )
-
-
-def stream(
-    model: Any,
-    prompt_ids: torch.Tensor,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    *,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float | None = None,
-    seed: Seed | None = None,
-    overflow: Overflow = "crop",
-) -> Iterator[torch.Tensor]:
-    """The new tokens of `generate`, one step at a time: each (B,) int64. Errors come at once."""
-    _check(model, prompt_ids, max_new_tokens, seed, overflow)
     sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
     seed = None if seed is None else int(seed)
-    call = GenerationCall(model, prompt_ids, int(max_new_tokens), sampling, seed, overflow)
-    return (block[:, 0] for block in _blocks(call))
+    return GenerationCall(model, prompt_ids, int(max_new_tokens), sampling, seed, overflow)
 
 
-def _blocks(call: GenerationCall) -> Iterator[torch.Tensor]:
-    """The new tokens, (B, 1) a step; nothing is computed before the first is asked for."""
-    yield from call.new_tokens(fastest_decoder(call), 1)
+def stream(call: GenerationCall) -> Iterator[torch.Tensor]:
+    """The new tokens, (B,) int64 a step; nothing is computed before the first is asked for."""
+    for block in call.new_tokens(fastest_decoder(call), 1):
+        yield block[:, 0]
 
 
 def _check(model: Any, prompt_ids: Any, max_new_tokens: Any, seed: Any, overflow: Any) -> None:
-    """Raise `InputError` for an argument of `generate` outside its range, but for sampling's."""
+    """Raise `InputError` for an argument outside its range, but for those of sampling."""
     _check_prompt(model, prompt_ids)
     require_int("max_new_tokens", max_new_tokens, least=0)
     if seed is not None:
