@@ -4,7 +4,7 @@ Files of other programs are not trusted: no pickled code is run, and every shape
 it is used.
 """
 
-from mygpt.formats.conversion import KINDS, export_checkpoint, import_checkpoint, read_foreign
+from mygpt.formats.conversion import export_checkpoint, import_checkpoint, read_foreign
 from mygpt.formats.tensors import Imported
 
-__all__ = ["KINDS", "Imported", "export_checkpoint", "import_checkpoint", "read_foreign"]
+__all__ = ["Imported", "export_checkpoint", "import_checkpoint", "read_foreign"]

@@ -5,39 +5,21 @@ of documents in memory; a text too large for memory is refused, before it is rea
 is known. A stream yields the same documents in pieces, so that they need not fit into memory.
 """
 
-from mygpt.text.corpus import (
-    BUILTIN,
-    builtin_documents,
-    name_of,
-    read_corpus,
-    read_text,
-    require_existing,
-)
-from mygpt.text.documents import (
-    SEPARATOR,
-    Corpus,
-    Document,
-    TextSize,
-    as_bytes,
-    split_documents,
-    split_note,
-)
+from mygpt.text.corpus import name_of, read_corpus, read_text, require_existing
+from mygpt.text.documents import SEPARATOR, Corpus, Document, as_bytes, split_documents, split_note
 from mygpt.text.reading import shown
 from mygpt.text.sources import find_sources
 from mygpt.text.streams import READING_VERSION, Piece, RecordOptions, TextSource, pieces
 
 __all__ = [
-    "BUILTIN",
     "READING_VERSION",
     "SEPARATOR",
     "Corpus",
     "Document",
     "Piece",
     "RecordOptions",
-    "TextSize",
     "TextSource",
     "as_bytes",
-    "builtin_documents",
     "find_sources",
     "name_of",
     "pieces",

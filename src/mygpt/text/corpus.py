@@ -42,7 +42,6 @@ def read_corpus(
     encoding: str | None = None,
     allow_bytes: bool = False,
     split: bool = False,
-    legacy: bool = False,
     records: RecordOptions | None = None,
 ) -> Corpus:
     """Read files, folders, glob patterns and "-" (standard input); no path is the built-in corpus.
@@ -54,8 +53,6 @@ def read_corpus(
         encoding: None is UTF-8, or the encoding that a byte-order mark names.
         allow_bytes: read a file that is not text as bytes instead of refusing it.
         split: whether `SEPARATOR` separates the documents of a file; else it is ordinary text.
-        legacy: read files as mygpt 0.1 did, to resume its runs: only *.gz is decompressed, and
-            only bytes that are invalid in the encoding are refused.
         records: how files of records are read, one document per record; None reads them as plain
             text.
 
@@ -65,7 +62,7 @@ def read_corpus(
     """
     if isinstance(paths, (str, Path)):
         paths = [str(paths)]
-    finder = Finder(encoding, records, allow_bytes=allow_bytes, legacy=legacy)
+    finder = Finder(encoding, records, allow_bytes=allow_bytes)
     if not paths:
         return Corpus(BUILTIN, list(builtin_documents()))
     groups = finder.groups(paths)
@@ -177,7 +174,7 @@ class _Reader:
         finder = self._finder
         texts: list[str] = []
         length = width = num_bytes = 0
-        for text, num_bytes in texts_of(blocks, name, finder.encoding, legacy=finder.legacy):
+        for text, num_bytes in texts_of(blocks, name, finder.encoding):
             texts.append(text)
             length += len(text)
             # CPython stores every character of a string in the width of its widest one.
@@ -190,7 +187,7 @@ class _Reader:
     def _blocks(self, source: TextSource) -> Iterator[tuple[bytes, int]]:
         """A file's blocks, each with the number of uncompressed bytes so far."""
         num_bytes = 0
-        for block, _ in blocks_of(source.name, legacy=self._finder.legacy):
+        for block, _ in blocks_of(source.name):
             if not num_bytes and not source.is_lasting:
                 self._finder.check_start(source.name, block[:FIRST_BYTES])
             num_bytes += len(block)

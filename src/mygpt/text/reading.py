@@ -132,20 +132,18 @@ def _compression(file: io.BufferedIOBase, name: str) -> str:
     return compression_by_name(name) or compression_of(start)
 
 
-def blocks_of(name: str, *, legacy: bool = False) -> Generator[tuple[bytes, int], None, None]:
+def blocks_of(name: str) -> Generator[tuple[bytes, int], None, None]:
     """A file's decompressed bytes in blocks, each with the position reached in the file.
 
     Args:
         name: of the file; "-" is standard input.
-        legacy: decompress only files named *.gz, as mygpt 0.1 did.
 
     Raises:
         InputError: if it is missing, a device, damaged or truncated.
     """
     with file_errors(name), _opened(name) as file:
-        compression = "gzip" * name.endswith(".gz") if legacy else _compression(file, name)
         gathered = bytearray()
-        for data in _decompressed(file, compression, name):
+        for data in _decompressed(file, _compression(file, name), name):
             gathered += data
             if len(gathered) >= _BLOCK:
                 yield bytes(gathered), _position(file)
@@ -154,9 +152,9 @@ def blocks_of(name: str, *, legacy: bool = False) -> Generator[tuple[bytes, int]
             yield bytes(gathered), _position(file)
 
 
-def start_of(name: str, *, legacy: bool = False) -> bytes:
+def start_of(name: str) -> bytes:
     """The first `FIRST_BYTES` decompressed bytes of a file; raises as `blocks_of`."""
-    with contextlib.closing(blocks_of(name, legacy=legacy)) as blocks:
+    with contextlib.closing(blocks_of(name)) as blocks:
         return next(blocks, (b"", 0))[0][:FIRST_BYTES]
 
 
@@ -238,7 +236,7 @@ def check_encoding(encoding: str | None) -> None:
 
 
 def texts_of(
-    blocks: Iterable[tuple[bytes, int]], name: str, encoding: str | None, *, legacy: bool = False
+    blocks: Iterable[tuple[bytes, int]], name: str, encoding: str | None
 ) -> Iterator[tuple[str, int]]:
     """A file's text in pieces, each with the number that came with its block.
 
@@ -247,7 +245,6 @@ def texts_of(
         name: of the file, for error messages.
         encoding: None is UTF-8, or the encoding that a byte-order mark names; the mark is then
             removed.
-        legacy: do not check the first bytes for other file types, as mygpt 0.1 did not.
 
     Raises:
         NotTextError: if it is not text in that encoding, with the position.
@@ -256,10 +253,9 @@ def texts_of(
     read = 0
     for data, read in blocks:
         if decoder is None:
-            why = None if legacy else why_not_text(data[:FIRST_BYTES], encoding)
-            if why is not None:
+            if (why := why_not_text(data[:FIRST_BYTES], encoding)) is not None:
                 raise NotTextError(f"{shown(name)} {why}")
-            bom_length, codec = codec_of(data, encoding, legacy=legacy)
+            bom_length, codec = codec_of(data, encoding)
             decoder = _Decoder(name, codec, bom_length)
             data = data[bom_length:]
         yield decoder.decode(data), read
@@ -267,12 +263,12 @@ def texts_of(
         yield decoder.decode(b"", final=True), read
 
 
-def codec_of(start: bytes, encoding: str | None, *, legacy: bool = False) -> tuple[int, str]:
+def codec_of(start: bytes, encoding: str | None) -> tuple[int, str]:
     """The length of the byte-order mark to remove, and the codec to decode with."""
     bom, codec = bom_of(start)
     if encoding is None:
         return len(bom), codec or "utf-8"
-    own = codec == codecs.lookup(encoding).name and not legacy
+    own = codec == codecs.lookup(encoding).name
     return (len(bom) if own else 0), encoding
 
 

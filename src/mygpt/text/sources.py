@@ -119,8 +119,6 @@ class Finder:
         encoding: None is UTF-8, or the encoding that a byte-order mark names.
         records: how files of records are read; None reads them as plain text.
         allow_bytes: accept a named file that is not text.
-        legacy: read files as mygpt 0.1 did: only *.gz is decompressed, and only bytes that are
-            invalid in the encoding are refused.
     """
 
     def __init__(
@@ -129,11 +127,9 @@ class Finder:
         records: RecordOptions | None,
         *,
         allow_bytes: bool = False,
-        legacy: bool = False,
     ) -> None:
         check_encoding(encoding)
-        self.encoding, self.records = encoding, records
-        self.allow_bytes, self.legacy = allow_bytes, legacy
+        self.encoding, self.records, self.allow_bytes = encoding, records, allow_bytes
         self._remarks: dict[str, list[str]] = {}
         self._plain: list[str] = []
 
@@ -165,13 +161,13 @@ class Finder:
         source = self._by_name(name)
         if not source.is_lasting or source.kind == "table":
             return source
-        start = start_of(name, legacy=self.legacy)
+        start = start_of(name)
         if not start and not may_be_empty:
             raise InputError(f"{shown(name)} is empty: name a file with text")
         if in_folder and not begins_as_text(start, self.encoding):
             raise NotTextError(f"{shown(name)} is not text")
         self.check_start(name, start)
-        if not self.legacy and source.compression != compression_by_name(name):
+        if source.compression != compression_by_name(name):
             self.remark(name, [f"this is a {source.compression} file; it is decompressed"])
         if self.records is None or (why := self.records.why_plain(source, self.encoding)) is None:
             return source
@@ -184,7 +180,7 @@ class Finder:
         Raises:
             NotTextError: if it is not text.
         """
-        why = None if self.legacy else why_not_text(start, self.encoding)
+        why = why_not_text(start, self.encoding)
         if why is not None and not self.allow_bytes:
             raise NotTextError(f"{shown(name)} {why}")
         odd = [f"it is read as bytes although it {why}"]
@@ -213,7 +209,7 @@ class Finder:
                     f"{shown(name)} is not a regular file: *.parquet cannot be read from a pipe"
                 )
             return TextSource(name, -1, -1, kind, compression_by_name(name))
-        compression = "" if kind == "table" or self.legacy else compression_of_file(name)
+        compression = "" if kind == "table" else compression_of_file(name)
         return TextSource(name, status.st_size, status.st_mtime_ns, kind, compression)
 
     def _in_folder(self, folder: Path) -> FileGroup:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mygpt.errors import InputError
-from mygpt.tokenization.base import END_OF_TEXT, IncrementalDecoder, Tokenizer, ends_of, load
+from mygpt.tokenization.base import END_OF_TEXT, Tokenizer, ends_of, load
 from mygpt.tokenization.bpe import BPETokenizer
 from mygpt.tokenization.ends import end_notes, find_ends
 from mygpt.tokenization.foreign import ForeignTokenizer
@@ -22,7 +22,6 @@ __all__ = [
     "ByteTokenizer",
     "CharTokenizer",
     "ForeignTokenizer",
-    "IncrementalDecoder",
     "Tokenizer",
     "WordTokenizer",
     "end_notes",

@@ -215,8 +215,8 @@ def read_source(
     """Read the text that a run's settings name, or open its store.
 
     Args:
-        settings: "files", "val_file", "encoding", "reading", "field" and "split_documents", as the
-            state keeps them; and "stored_as", the tokenizer's name, where the text goes through a
+        settings: "files", "val_file", "encoding", "field" and "split_documents", as the state
+            keeps them; and "stored_as", the tokenizer's name, where the text goes through a
             store in the cache.
         val_fraction: fraction kept for validation if there is no "val_file".
         allow_bytes: read files that are not text as bytes.

@@ -18,7 +18,7 @@ from typing import Any
 
 from mygpt.data.token_store import is_store
 from mygpt.errors import InputError
-from mygpt.text import READING_VERSION, Corpus, RecordOptions, read_corpus
+from mygpt.text import Corpus, RecordOptions, read_corpus
 from mygpt.text.corpus import KEPT_TEXTS
 from mygpt.text.reading import shown
 
@@ -177,8 +177,6 @@ def read_as_set(
         encoding=settings["encoding"],
         allow_bytes=allow_bytes,
         split=splits(settings),
-        # mygpt 0.1 read files by their names alone.
-        legacy=int(settings.get("reading", 1)) < READING_VERSION,
         records=records_of(settings, refuse_unused=refuse_unused),
     )
 
