@@ -16,8 +16,8 @@ from typing import Any
 
 from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.errors import MygptError
-from mygpt.training.checkpointing import read_state
 from mygpt.training.run import RunFolder
+from mygpt.training.state import read_state
 from torture import Tally
 from torture.runs import fresh, in_child, reference_of, resume, resumes_differently
 

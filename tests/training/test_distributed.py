@@ -34,7 +34,7 @@ from distributed_steps import (
 from mygpt import training
 from mygpt.checkpoint.container import read_arrays
 from mygpt.checkpoint.model_file import read_checkpoint
-from mygpt.training.checkpointing import read_state
+from mygpt.training.state import read_state
 from ranks import COUNTS, ranks_of, run_ranks, torchrun, torchrun_started
 from training_runs import assert_arrays, log, silent
 

@@ -12,9 +12,9 @@ from mygpt.checkpoint.container import read_arrays, write_arrays
 from mygpt.cli import main
 from mygpt.cli.reproduce import read_losses
 from mygpt.json_objects import LOG_LINE, read_records
-from mygpt.training.checkpointing import read_state
 from mygpt.training.history import Validation, diagnose, read_log
 from mygpt.training.run import RunFolder
+from mygpt.training.state import read_state
 from training_runs import Runs, refusal
 
 ODD = [

@@ -24,8 +24,8 @@ from mygpt.checkpoint.model_file import Checkpoint, another_programs
 from mygpt.errors import CheckpointError, InputError, OutOfMemoryError
 from mygpt.file_access import read_inside, require_regular
 from mygpt.json_objects import parse_record
-from mygpt.training.checkpointing import State, check_shards_of
 from mygpt.training.run import RunFolder
+from mygpt.training.state import State, check_shards_of
 
 Verdict = Literal["ok", "warning", "damaged"]
 _LONGEST_TEXT = 2**30  # bytes

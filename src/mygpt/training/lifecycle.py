@@ -21,7 +21,7 @@ from mygpt.errors import CheckpointError, InputError, StorageError, interruption
 from mygpt.evaluation.baselines import MOST_BEFORE_BYTES, Baselines, measure_baselines
 from mygpt.evaluation.ngram import MOST_TRAIN_TOKENS, uniform_loss, unigram_loss
 from mygpt.signals import DeferredSignals
-from mygpt.training.checkpointing import Setup, State
+from mygpt.training.checkpointing import Setup
 from mygpt.training.config import TrainConfig
 from mygpt.training.corpus import TrainingText, ValidatedText, counted
 from mygpt.training.distributed.process_group import ProcessGroup
@@ -32,6 +32,7 @@ from mygpt.training.memory import check_batch_fits, check_model_fits, fitting_pi
 from mygpt.training.ngram_targets import BYTES_PER_TOKEN
 from mygpt.training.recorded_files import names_in
 from mygpt.training.run import RunFolder
+from mygpt.training.state import State
 from mygpt.training.trainer import Trainer
 
 

@@ -14,7 +14,6 @@ from mygpt.checkpoint.model_file import resolve
 from mygpt.errors import InputError
 from mygpt.machine import choose_device
 from mygpt.text.reading import shown
-from mygpt.training.checkpointing import State, broadcast_state
 from mygpt.training.config import LENGTHS, SHAPE_OPTIONS, TRAIN_OPTIONS, TrainConfig
 from mygpt.training.corpus import TrainingText, is_named, read_again
 from mygpt.training.hardware import check_format
@@ -23,6 +22,7 @@ from mygpt.training.lifecycle import Start
 from mygpt.training.prepare import provenance_of
 from mygpt.training.recorded_files import file_sizes, names_in, require_unchanged_files, resolved
 from mygpt.training.run import RunFolder
+from mygpt.training.state import State, broadcast_state
 
 # What may change when a run is resumed.
 RESUMABLE = {

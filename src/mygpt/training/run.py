@@ -36,9 +36,9 @@ from mygpt.file_access import read_inside, require_folder, require_regular
 from mygpt.json_objects import parse_record, read_records, step_of
 from mygpt.text.corpus import KEPT_TEXTS
 from mygpt.tokenization import Tokenizer
-from mygpt.training.checkpointing import State, read_checked_state, read_state
 from mygpt.training.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from mygpt.training.recorded_files import with_kept_texts
+from mygpt.training.state import State, read_checked_state, read_state
 
 _FILE_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 _MOST_SNAPSHOT_BYTES = 2**21  # of all snapshots of a run

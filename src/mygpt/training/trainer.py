@@ -22,7 +22,7 @@ from mygpt.evaluation.copied import measure_novelty
 from mygpt.evaluation.losses import Evaluation, evaluate, model_token_losses
 from mygpt.signals import Abandoned
 from mygpt.text.documents import TextSize
-from mygpt.training.checkpointing import Checkpointer, Setup, State
+from mygpt.training.checkpointing import Checkpointer, Setup
 from mygpt.training.corpus import ValidatedText
 from mygpt.training.distributed.sharding import is_sharded
 from mygpt.training.events import Evaluated, Logged, Note, Sampled, Spiked, StepDone, StepsSkipped
@@ -34,6 +34,7 @@ from mygpt.training.non_finite import READ_EVERY, SKIPS_BEFORE_ROLLBACK, Divergi
 from mygpt.training.optimizer import Optimizer
 from mygpt.training.progress import SEEDS_APART, Progress, StepLog, TrainingBatches
 from mygpt.training.snapshots import FRACTIONS, Snapshots
+from mygpt.training.state import State
 
 # Nats per token above the best loss from which a lower learning rate does not recover.
 _FAR_ABOVE_BEST = 0.1

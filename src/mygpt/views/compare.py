@@ -16,9 +16,9 @@ from mygpt.decode.writer import Writer, table_beside
 from mygpt.errors import InputError, MygptError
 from mygpt.evaluation.ngram import ngram_losses
 from mygpt.tokenization.unknown import dropped_note, without_unknown
-from mygpt.training.checkpointing import State
 from mygpt.training.history import History
 from mygpt.training.run import RunFolder
+from mygpt.training.state import State
 from mygpt.views.page import shown_path
 from mygpt.views.report import thin
 from mygpt.views.run import (

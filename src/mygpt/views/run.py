@@ -18,7 +18,6 @@ from mygpt.errors import CheckpointError, InputError, MygptError
 from mygpt.evaluation.baselines import Baselines, measure_baselines
 from mygpt.evaluation.ngram import MOST_TRAIN_TOKENS
 from mygpt.machine import clock
-from mygpt.training.checkpointing import State
 from mygpt.training.config import TrainConfig
 from mygpt.training.corpus import Source, TrainingText, ValidatedText, read_source
 from mygpt.training.events import Finished
@@ -26,6 +25,7 @@ from mygpt.training.history import History, diagnose, read_log
 from mygpt.training.progress import StepLog
 from mygpt.training.recorded_files import require_unchanged_files
 from mygpt.training.run import RunFolder
+from mygpt.training.state import State
 from mygpt.views.page import shown_path
 
 # A report reads the text again only up to this number of bytes; more would take too long.
