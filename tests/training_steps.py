@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from mygpt.core.config import GPTConfig
 from mygpt.core.model import GPT
 from mygpt.cpu.train.step import CpuTrainingStep
+from mygpt.training.optimizer import Optimizer
 from shapes import build as build_model
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -38,6 +40,11 @@ def draw_batch(config: GPTConfig, batch: int, time: int, seed: int = 0) -> Batch
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, config.vocab_size, (2, batch, time), generator=generator)
     return ids[0], ids[1]
+
+
+def moments(optimizer: Optimizer) -> dict[str, NDArray[Any]]:
+    """An optimizer's state, as `<kind>/<parameter>`."""
+    return {name: tensor.numpy() for name, tensor in optimizer.tensors().items()}
 
 
 def by_torch(model: GPT, batch: Batch) -> Results:

@@ -21,12 +21,13 @@ from mygpt.cli.plan import duration_text, parse_bytes, parse_count
 from mygpt.errors import InputError, OutOfMemoryError
 from mygpt.scaling.estimates import activations, device_memory, flops_per_token
 from mygpt.scaling.presets import PUBLISHED, SHAPES
-from mygpt.training import planning
+from mygpt.training import speed
 from mygpt.training.config import TrainConfig
 from mygpt.training.optimizer import Optimizer
-from mygpt.training.planning import measure_speed
+from mygpt.training.speed import measure_speed
 from shapes import CONFIGS, build
 from shell import Shell
+from training_steps import moments
 
 CPU = torch.device("cpu")
 TEN_MILLION = GPTConfig(512, **SHAPES["medium"])
@@ -116,7 +117,7 @@ def test_training_states_have_the_sizes_of_real_tensors(config: GPTConfig) -> No
     estimated = device_memory(config, sharding="ddp", devices=1, micro_batch=1)
     assert estimated.weights == sum(p.nbytes for p in model.parameters())
     assert estimated.gradients == sum(g.nbytes for g in gradients)
-    assert estimated.optimizer == sum(a.nbytes for a in optimizer.arrays().values())
+    assert estimated.optimizer == sum(a.nbytes for a in moments(optimizer).values())
 
 
 def kept_bytes(model: GPT, rows: int, mixed: bool) -> tuple[int, int]:
@@ -379,11 +380,11 @@ def test_measure_reports_what_it_ran(plan: Shell) -> None:
 
 def test_measuring_takes_as_many_windows_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the model does not fit, the error says so."""
-    monkeypatch.setattr(planning, "free_memory", lambda _: 200_000_000)
-    monkeypatch.setattr(planning, "suitable_engine", lambda *_: "torch")
+    monkeypatch.setattr(speed, "free_memory", lambda _: 200_000_000)
+    monkeypatch.setattr(speed, "suitable_engine", lambda *_: "torch")
     nano = GPTConfig(65, **SHAPES["nano"])
     found = measure_speed(nano, CPU, micro_batch=1024, budget_s=0.0)
     assert 1 <= found.micro_batch < 1024
-    monkeypatch.setattr(planning, "free_memory", lambda _: 100_000_000)
+    monkeypatch.setattr(speed, "free_memory", lambda _: 100_000_000)
     with pytest.raises(OutOfMemoryError, match="choose a smaller --embed-dim"):
         measure_speed(TEN_MILLION, CPU, micro_batch=4)

@@ -16,7 +16,8 @@ from mygpt.core.config import GPTConfig
 from mygpt.cpu.common import processor
 from mygpt.cpu.common.layout import FLOAT32, PAIRWISE
 from mygpt.training import planning
-from mygpt.training.planning import Planner, training_speeds
+from mygpt.training.planning import Planner
+from mygpt.training.speed import training_speeds
 from training_runs import Runs, assert_same, log, refusal
 
 # Widths that machine code takes; every processor has products of pairs, if need be by float32.

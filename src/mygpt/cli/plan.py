@@ -271,7 +271,7 @@ def _measure(
     from mygpt.machine import choose_device
 
     with waiting("training a few steps"):
-        from mygpt.training.planning import measure_speed
+        from mygpt.training.speed import measure_speed
 
         measured = measure_speed(
             config, choose_device(device), micro_batch=micro_batch, dtype=dtype or "auto",
