@@ -20,6 +20,7 @@ from mygpt.training.optimizer import Optimizer
 from torture import Tally
 from torture.runs import OPTIONS, fresh, in_child, text_file, train
 from training_runs import log, silent
+from training_steps import moments
 
 
 def planted_nans(count: int, folder: Path) -> Tally:
@@ -86,7 +87,7 @@ def planted_nans(count: int, folder: Path) -> Tally:
 
 def _everything(optimizer: Optimizer) -> bytes:
     """Weights and moments, byte for byte."""
-    arrays = optimizer.arrays()
+    arrays = moments(optimizer)
     weights = [p.detach().numpy().tobytes() for p in optimizer.model.parameters()]
     return b"".join([*weights, *(arrays[name].tobytes() for name in sorted(arrays))])
 

@@ -17,6 +17,7 @@ from mygpt.cpu.train.step import CpuTrainingStep
 from mygpt.training.config import TrainConfig
 from mygpt.training.optimizer import Optimizer
 from training_runs import assert_arrays
+from training_steps import moments
 
 TUTORIAL = GPTConfig(7, 16, 2, 2, max_seq_len=8)
 MODERN = GPTConfig(
@@ -89,13 +90,13 @@ def test_a_step_that_a_device_skips_changes_nothing() -> None:
         draw_gradients(model, 0)
         ours.step(0.01, torch.tensor(0.0))
         weights = copied(model)
-        memory = {key: value.copy() for key, value in ours.arrays().items()}
+        memory = {key: value.copy() for key, value in moments(ours).items()}
         for parameter in model.parameters():
             assert parameter.grad is not None
             parameter.grad.fill_(math.nan)
         ours.step(0.01, torch.tensor(1.0))
         assert_arrays(weights, copied(model))
-        assert_arrays(memory, ours.arrays())
+        assert_arrays(memory, moments(ours))
 
 
 # Muon
@@ -202,7 +203,7 @@ def test_a_restored_state_continues_bitwise(optimizer, config, compiled) -> None
 
     model, ours, step = begin(0)
     go(model, ours, step, range(3))
-    weights, arrays = copied(model), {k: v.copy() for k, v in ours.arrays().items()}
+    weights, arrays = copied(model), {k: v.copy() for k, v in moments(ours).items()}
     assert all(key.split("/", 1)[1] in weights for key in arrays)
     go(model, ours, step, range(3, 6))
 
@@ -212,7 +213,7 @@ def test_a_restored_state_continues_bitwise(optimizer, config, compiled) -> None
     theirs.load(arrays)
     go(other, theirs, other_step, range(3, 6))
     assert_arrays(copied(model), copied(other))
-    assert_arrays(ours.arrays(), theirs.arrays())
+    assert_arrays(moments(ours), moments(theirs))
 
 
 def test_the_optimizer_state_of_each_parameter() -> None:
@@ -220,10 +221,10 @@ def test_the_optimizer_state_of_each_parameter() -> None:
     for optimizer in ("adamw", "muon"):
         model = build(MODERN)
         ours = Optimizer(model, settings_of(optimizer=optimizer))
-        assert ours.arrays() == {}
+        assert moments(ours) == {}
         draw_gradients(model, 0)
         ours.step(0.01)
-        arrays = ours.arrays()
+        arrays = moments(ours)
         for name, parameter in model.named_parameters():
             kinds = {key.split("/")[0]: array for key, array in arrays.items() if name in key}
             if optimizer == "muon" and muon.parts(name, MODERN):
@@ -234,7 +235,7 @@ def test_the_optimizer_state_of_each_parameter() -> None:
                 wanted = {"exp_avg", "exp_avg_sq", "step"}
             assert kinds.keys() == wanted
         ours.load({})
-        assert ours.arrays() == {}, "what is put back is all that is known"
+        assert moments(ours) == {}, "what is put back is all that is known"
 
 
 @both_ways

@@ -210,13 +210,12 @@ def check_batch_fits(
         return
     if not group.is_single:
         config = _own_part(config, group)
-    need = _Need(model, config)
-    fits = need.fitting(free_bytes, at_most=config.piece)
+    fits = fitting_piece(model, config, free_bytes)
     if fits < config.piece:
         smaller = f"{_remedy(fits)}{', or --batch-size auto' if fits else ''}"
         raise OutOfMemoryError(
             f"batch_size={config.batch_size} with windows of {config.seq_len} needs about "
-            f"{bytes_text(need.bytes(config.piece))} and {bytes_text(free_bytes)} are free (a "
+            f"{bytes_text(needed_bytes(model, config))} and {bytes_text(free_bytes)} are free (a "
             f"tenth stays free): {'end other programs' if fixed else smaller}"
         )
 

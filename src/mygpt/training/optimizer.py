@@ -150,12 +150,8 @@ class Optimizer:
             self._kept(what, name)
         return {f"{what}/{name}": value for (what, name), value in self._memory.items()}
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The optimizer state as arrays, as `<kind>/<parameter>`."""
-        return {name: tensor.cpu().numpy() for name, tensor in self.tensors().items()}
-
     def load(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Replace the optimizer state by what `arrays` gave."""
+        """Replace the optimizer state by arrays with the names of `tensors`."""
         self._memory.clear()
         for key, tensor in self.tensors(arrays).items():
             put_rows(tensor, arrays[key], self.group)
