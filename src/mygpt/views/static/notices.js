@@ -1,4 +1,4 @@
-// The playground's notices: loading, no server, a missing API key, and the server's errors.
+// Notices of the playground and the writing view: loading, no server, a missing API key, errors.
 
 import { make, setText } from "./dom.js";
 import { visibleText } from "./text.js";
@@ -10,9 +10,9 @@ const NO_SERVER =
 const UNKNOWN = "unknown_characters"; // the server's code for them
 
 export class Notices {
-  // `onRetry()` repeats the request; `onKey(key)` takes the typed key; `onDrop()` removes the
-  // characters that the model does not know.
-  constructor(element, { onRetry, onKey, onDrop }) {
+  // `client` gets the typed key; `onRetry()` repeats the request; `onDrop()` removes the characters
+  // that the model does not know.
+  constructor(element, client, { onRetry, onDrop }) {
     this.element = element;
     this.words = make("p", { class: "notice-words" });
     this.retry = make("button", { type: "button" }, "Try again");
@@ -26,7 +26,8 @@ export class Notices {
     this.drop.addEventListener("click", onDrop);
     this.keyRow.addEventListener("submit", (event) => {
       event.preventDefault();
-      onKey(this.key.value);
+      client.key = this.key.value.trim();
+      onRetry();
     });
     this.loading();
   }

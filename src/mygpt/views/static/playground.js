@@ -40,13 +40,9 @@ class Playground {
       onAnswer: () => this.notices.clear(),
       onLine: (line) => this.tour?.reach(line, this.loop.running),
     });
-    this.notices = new Notices(this.parts.notice, {
+    this.notices = new Notices(this.parts.notice, this.client, {
       onRetry: () => this.retry(),
       onDrop: () => this.leaveOut(),
-      onKey: (key) => {
-        this.client.key = key.trim();
-        this.retry();
-      },
     });
     this.panel = new AskingPanel({
       details: this.parts.attention,

@@ -28,13 +28,9 @@ class Writing {
     this.seed = Number(freshSeed());
     this.running = null; // the AbortController of a generation
     this.repeat = null; // repeats a request that failed
-    this.notices = new Notices(this.parts.notice, {
+    this.notices = new Notices(this.parts.notice, this.client, {
       onRetry: () => this.retry(),
       onDrop: () => this.leaveOut(),
-      onKey: (key) => {
-        this.client.key = key.trim();
-        this.retry();
-      },
     });
     this.parts.text.value = savedText();
     this.manuscript = new Manuscript({
