@@ -1,9 +1,10 @@
 // The section of the report with a slider over a training's snapshots: what heads attend to, the
 // loss by depth and by kind of token, the embeddings, a sample; and the loss without each head.
 
+import { setSize } from "../static/axes.js";
 import { make, makeSvg, setAttribute, setText } from "../static/dom.js";
 import { grouped, visibleText } from "../static/text.js";
-import { addBox, addSection, commandBox, keepDrawn } from "./parts.js";
+import { addBox, addSection, barCell, commandBox, keepDrawn, tableOf } from "./parts.js";
 import { renderSeries } from "./series.js";
 
 const PLAY_MS = 450; // from one snapshot to the next
@@ -109,7 +110,7 @@ function headsView(box, { steps, scores, kinds_of_heads: kinds, threshold, unifo
 // A row for each block, a column for each head: its largest score and the kind of that.
 function headTable(scores, kinds, threshold) {
   const count = scores[0][0].length;
-  const columns = Array.from({ length: count }, (_, n) => make("th", { scope: "col" }, `head ${n + 1}`));
+  const columns = Array.from({ length: count }, (_, n) => `head ${n + 1}`);
   const rows = scores[0].map((_, block) => {
     const cells = Array.from({ length: count }, (__, head) => {
       const own = scores.map((kind) => kind[block][head]);
@@ -124,8 +125,7 @@ function headTable(scores, kinds, threshold) {
     });
     return make("tr", {}, make("th", { scope: "row" }, `block ${block + 1}`), ...cells);
   });
-  const head = make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "score"), ...columns));
-  return make("table", { class: "head-table" }, head, make("tbody", {}, ...rows));
+  return tableOf("head-table", ["score", ...columns], rows);
 }
 
 function depthView(box, { lens }) {
@@ -133,28 +133,20 @@ function depthView(box, { lens }) {
   const words =
     "The residual stream after the embedding and after each block, through the final norm and the " +
     "head (logit lens): how well the next token could be predicted there, in nats per token.";
-  const body = make("tbody");
   const most = Math.max(...lens.flat());
-  const column = (name) => make("th", { scope: "col" }, name);
-  const head = make("thead", {}, make("tr", {}, column("after"), column("loss"), make("td")));
-  view.append(
-    make("p", { class: "section-words" }, words),
-    make("table", { class: "baselines" }, head, body),
-  );
+  const table = tableOf("baselines", ["after", "loss", ""], []);
+  view.append(make("p", { class: "section-words" }, words), table);
   return (at) => {
-    const rows = lens[at].map((loss, depth) => {
-      const bar = makeSvg("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none" });
-      bar.append(makeSvg("rect", { width: ((100 * loss) / most).toFixed(2), height: 10 }));
-      bar.setAttribute("aria-hidden", "true");
-      return make(
+    const rows = lens[at].map((loss, depth) =>
+      make(
         "tr",
         {},
         make("th", { scope: "row" }, depth ? `block ${depth}` : "embedding"),
         make("td", {}, loss.toFixed(3)),
-        make("td", { class: "baseline-bar" }, bar),
-      );
-    });
-    body.replaceChildren(...rows);
+        barCell(loss / most),
+      ),
+    );
+    table.tBodies[0].replaceChildren(...rows);
   };
 }
 
@@ -198,9 +190,7 @@ function embeddingView(box, { steps, tokens, positions, variance, kinds: lossKin
   return (at) => {
     const width = view.clientWidth || 320;
     const height = Math.min(440, Math.max(260, 0.6 * width));
-    setAttribute(picture, "viewBox", `0 0 ${width} ${height}`);
-    setAttribute(picture, "width", width);
-    setAttribute(picture, "height", height);
+    setSize(picture, width, height);
     const step = grouped(steps[at]);
     setAttribute(picture, "aria-label", `Embeddings of ${tokens.length} tokens at step ${step}`);
     labels.forEach((label, n) => {
@@ -246,7 +236,6 @@ function addCosts({ formed }, costs) {
 
 function costTable(formed, { loss, rows }) {
   const kindOf = new Map(formed.map(({ head, kind }) => [head, kind]));
-  const column = (name) => make("th", { scope: "col" }, name);
   const sorted = [...rows].sort((a, b) => b[1] - a[1]);
   const lines = sorted.map(([head, without]) => {
     const rise = without - loss;
@@ -259,7 +248,5 @@ function costTable(formed, { loss, rows }) {
       make("td", {}, `${rise < 0 ? "−" : "+"}${Math.abs(rise).toFixed(4)}`),
     );
   });
-  const names = ["head off", "kind", "loss", "difference"].map(column);
-  const head = make("thead", {}, make("tr", {}, ...names));
-  return make("table", { class: "baselines costs" }, head, make("tbody", {}, ...lines));
+  return tableOf("baselines costs", ["head off", "kind", "loss", "difference"], lines);
 }

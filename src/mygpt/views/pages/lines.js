@@ -1,25 +1,22 @@
 // A small line chart of one figure against the steps: the learning rate, the speed.
 
-import { niceTicks, shortNumber } from "../static/axes.js";
+import { niceTicks, setSize, shortNumber } from "../static/axes.js";
 import { makeSvg, setAttribute, stateOf } from "../static/dom.js";
 
 const MARGIN = { left: 52, right: 10, top: 10, bottom: 22 };
 
 // Draw the line into `element`, or update it.
 // data: { points: [[step, value], ...], words: a description for screen readers }
-// options: { height (150), width (the element's) }
-export function renderLine(element, data, options = {}) {
+export function renderLine(element, data) {
   const picture = stateOf("line", element, buildLine);
-  const width = options.width ?? (element.clientWidth || 320);
-  const height = options.height ?? 150;
+  const width = element.clientWidth || 320;
+  const height = 150;
   const last = data.points.reduce((most, [step]) => Math.max(most, step), 0) || 1;
   const largest = data.points.reduce((most, [, value]) => Math.max(most, value), 0) || 1;
   const x = (step) => MARGIN.left + ((width - MARGIN.left - MARGIN.right) * step) / last;
   const bottom = height - MARGIN.bottom;
   const y = (value) => bottom - ((bottom - MARGIN.top) * value) / (1.05 * largest);
-  setAttribute(picture, "viewBox", `0 0 ${width} ${height}`);
-  setAttribute(picture, "width", width);
-  setAttribute(picture, "height", height);
+  setSize(picture, width, height);
   setAttribute(picture, "aria-label", data.words);
   const marks = [];
   for (const value of niceTicks(0, 1.05 * largest, 3)) {

@@ -1,7 +1,7 @@
 // Shared parts of the offline pages: their data, their sections, and views that adapt to the
 // browser window's width.
 
-import { make } from "../static/dom.js";
+import { make, makeSvg } from "../static/dom.js";
 import { tokenName } from "../static/text.js";
 
 const LEAST = 1e-9; // the probability of tokens whose numbers were rounded to 0
@@ -99,6 +99,21 @@ export function factList(facts) {
     list.append(make("dt", {}, name), make("dd", {}, value));
   }
   return list;
+}
+
+// A table with the names of its columns, of which an empty one has no name, and rows.
+export function tableOf(kind, names, rows) {
+  const heads = names.map((name) => (name ? make("th", { scope: "col" }, name) : make("td")));
+  const head = make("thead", {}, make("tr", {}, ...heads));
+  return make("table", { class: kind }, head, make("tbody", {}, ...rows));
+}
+
+// A cell with a bar that fills this share of it.
+export function barCell(share) {
+  const bar = makeSvg("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none" });
+  bar.append(makeSvg("rect", { width: (100 * share).toFixed(2), height: 10 }));
+  bar.setAttribute("aria-hidden", "true");
+  return make("td", { class: "baseline-bar" }, bar);
 }
 
 // A command, with a button to copy it if the browser supports that.

@@ -3,7 +3,7 @@
 
 import { renderAttention } from "../static/attention.js";
 import { renderCurves } from "../static/curves.js";
-import { make, makeSvg, setText } from "../static/dom.js";
+import { make, setText } from "../static/dom.js";
 import { renderSamples } from "../static/samples.js";
 import { grouped, percent, visibleText } from "../static/text.js";
 import { renderTokens } from "../static/tokens.js";
@@ -15,6 +15,7 @@ import {
   addNotes,
   addSection,
   attentionData,
+  barCell,
   beginPage,
   commandBox,
   factList,
@@ -24,6 +25,7 @@ import {
   quoted,
   sentence,
   showPart,
+  tableOf,
   tokenData,
 } from "./parts.js";
 import { placeView } from "./training_place.js";
@@ -105,23 +107,16 @@ function showTable({ table, bounds }) {
   const box = addSection("table", "Baselines", bounds ? `${words} (${bounds})` : words);
   const most = Math.max(...table.map(([, bits]) => bits));
   const rows = table.map(([name, bits, loss]) => tableRow(name, bits, loss, most));
-  const column = (name) => make("th", { scope: "col" }, name);
-  const head = [column("model"), column("bits per byte"), make("td"), column("nats per token")];
-  const body = make("tbody", {}, ...rows);
-  box.append(make("table", { class: "baselines" }, make("thead", {}, make("tr", {}, ...head)), body));
+  box.append(tableOf("baselines", ["model", "bits per byte", "", "nats per token"], rows));
 }
 
 function tableRow(name, bits, loss, most) {
-  const full = { width: ((100 * bits) / most).toFixed(2), height: 10 };
-  const bar = makeSvg("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none" });
-  bar.append(makeSvg("rect", full));
-  bar.setAttribute("aria-hidden", "true");
   return make(
     "tr",
     { class: name === "this model" ? "is-ours" : null },
     make("th", { scope: "row" }, name),
     make("td", {}, bits.toFixed(3)),
-    make("td", { class: "baseline-bar" }, bar),
+    barCell(bits / most),
     make("td", {}, loss === null ? "" : loss.toFixed(4)),
   );
 }

@@ -1,6 +1,6 @@
 // A chart of several figures at the snapshots of a training, and where the slider is.
 
-import { niceTicks, shortNumber } from "../static/axes.js";
+import { niceTicks, setSize, shortNumber } from "../static/axes.js";
 import { make, makeSvg, setAttribute, stateOf } from "../static/dom.js";
 
 const MARGIN = { left: 44, right: 24, top: 10, bottom: 24 };
@@ -41,9 +41,7 @@ export function renderSeries(element, data) {
     const point = { class: `series-point series-${kind}`, cx: x(data.at), cy: y(values[data.at]), r: 4 };
     marks.push(makeSvg("circle", point));
   });
-  setAttribute(picture, "viewBox", `0 0 ${width} ${height}`);
-  setAttribute(picture, "width", width);
-  setAttribute(picture, "height", height);
+  setSize(picture, width, height);
   setAttribute(picture, "aria-label", data.words);
   picture.replaceChildren(...marks);
   const names = data.series.map(({ name, values }, number) => {

@@ -11,14 +11,12 @@ const LABEL_WIDTH = 5; // cells
 
 // Draw the attention into `element`, or update it.
 // data: { tokens: [{ id, text }] (T), weights: [layer][head][T][T] }
-// options: { layer, head: the first ones to show (0, 0); from: the attending token (the last);
-//            onChange({ layer, head, from }) }
+// options: { layer, head: the first ones to show (0, 0); from: the attending token (the last) }
 export function renderAttention(element, data, options = {}) {
   const state = stateOf("attention", element, buildAttention);
   const fresh = state.data === null;
   const grown = !fresh && state.data.tokens.length !== data.tokens.length;
   state.data = data;
-  state.onChange = options.onChange;
   if (fresh || options.layer !== undefined) state.layer = options.layer ?? 0;
   if (fresh || options.head !== undefined) state.head = options.head ?? 0;
   const last = data.tokens.length - 1;
@@ -70,12 +68,6 @@ function chooseHead(state, layer, head) {
   state.head = Math.min(head, state.data.weights[layer].length - 1);
   fillChoice(state.heads, state.data.weights[layer].length, state.head);
   showAttention(state);
-  showReadout(state);
-}
-
-function showReadout(state) {
-  if (!state.onChange) return;
-  state.onChange({ layer: state.layer, head: state.head, from: state.from });
 }
 
 function weightsOf(state) {
@@ -150,11 +142,9 @@ function attentionWords(state, row, to) {
 
 function selectCell(state, from, to) {
   if (from === state.from && to === state.to) return;
-  const moved = from !== state.from;
   state.from = from;
   state.to = to;
   markCell(state);
-  if (moved) showReadout(state);
 }
 
 function pointAtCell(state, event) {

@@ -1,4 +1,14 @@
-// Axes of charts: positions of ticks, their labels, and columns for labels that would overlap.
+// Axes of charts: positions of ticks, their labels, and columns for labels that would overlap; and
+// the size of a picture.
+
+import { setAttribute } from "./dom.js";
+
+// Set the size of an SVG picture in pixels, which are its units.
+export function setSize(picture, width, height) {
+  setAttribute(picture, "viewBox", `0 0 ${width} ${height}`);
+  setAttribute(picture, "width", width);
+  setAttribute(picture, "height", height);
+}
 
 // At most about `most` round numbers from `low` to `high`.
 export function niceTicks(low, high, most) {

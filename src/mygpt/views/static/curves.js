@@ -1,7 +1,7 @@
 // Loss curves against tokens, steps or seconds, with baselines as horizontal lines.
 
 import { make, makeSvg, moved, setAttribute, setText, stateOf } from "./dom.js";
-import { labelColumns, niceTicks, shortNumber } from "./axes.js";
+import { labelColumns, niceTicks, setSize, shortNumber } from "./axes.js";
 import { grouped } from "./text.js";
 
 const MARGIN = { left: 44, right: 12, top: 14, bottom: 34 };
@@ -15,13 +15,12 @@ const AXES = { tokens: "tokens", step: "steps", seconds: "seconds" };
 //                    points: [{ tokens, step, seconds, loss }, ...] }],
 //         best: { step, seconds, loss } or null, baselines: [{ name, loss }], unit,
 //         growing: whether points are still added }
-// options: { axis: "tokens", "step" or "seconds" (the first that any point has),
-//            height (300), width (the element's) }
+// options: { axis: "tokens", "step" or "seconds" (the first that any point has) }
 export function renderCurves(element, data, options = {}) {
   const state = stateOf("curves", element, (box) => buildCurves(box, data));
   state.data = data;
-  state.height = options.height ?? 300;
-  state.width = options.width ?? (element.clientWidth || 640);
+  state.height = 300;
+  state.width = element.clientWidth || 640;
   if (options.axis) state.axis = options.axis;
   drawCurves(state);
 }
@@ -64,9 +63,7 @@ function drawCurves(state) {
   // In the key, since a label beside the point would hide the curves that end there.
   setText(state.best, data.best ? `best ${data.best.loss.toFixed(4)}` : "");
   state.scale = curveScale(state);
-  setAttribute(picture, "viewBox", `0 0 ${state.width} ${state.height}`);
-  setAttribute(picture, "width", state.width);
-  setAttribute(picture, "height", state.height);
+  setSize(picture, state.width, state.height);
   setAttribute(picture, "aria-label", curveWords(data));
   state.mark = makeSvg("g", { class: "curve-mark", visibility: "hidden" });
   state.mark.append(
