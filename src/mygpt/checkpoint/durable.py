@@ -60,7 +60,7 @@ def write_durably(
     target = Path(path) if inside else Path(os.path.realpath(path))
     temporary = temporary_name(target)
     size = sum(memoryview(piece).nbytes for piece in pieces)
-    with _storage_errors(path, target, size):
+    with storage_errors(path, target, size):
         require_regular(target)
         if not inside:
             remove_abandoned(target)
@@ -77,8 +77,14 @@ def write_durably(
 
 
 @contextlib.contextmanager
-def _storage_errors(path: str | Path, target: Path, size: int = 0) -> Iterator[None]:
-    """Raise `StorageError` in place of `OSError`; temporary files are removed by then."""
+def storage_errors(path: str | Path, target: Path, size: int = 0) -> Iterator[None]:
+    """Inside, raise `StorageError` in place of `OSError`.
+
+    Args:
+        path: what is written, for the message.
+        target: the file, or a folder on the same disk.
+        size: bytes that are written; 0 if that is not known.
+    """
     try:
         yield
     except StorageError:
@@ -199,7 +205,7 @@ def atomic_folder(folder: Path, ours: frozenset[str], *, overwrite: bool) -> Ite
     _require_free(folder, target, ours, overwrite=overwrite)
     remove_abandoned(target)
     place, old = temporary_name(target), temporary_name(target, _OLD)
-    with _storage_errors(folder, target), contextlib.ExitStack() as held:
+    with storage_errors(folder, target), contextlib.ExitStack() as held:
         try:
             place.mkdir(parents=True)
             held.enter_context(in_use(place))
@@ -280,7 +286,7 @@ def truncate(path: Path, length: int) -> None:
 
 
 def _on_file(path: Path, flags: int, action: Callable[[int], Any]) -> Any:
-    with _storage_errors(path, path):
+    with storage_errors(path, path):
         descriptor = open_descriptor(path, _CREATE | flags)
         if os.fstat(descriptor).st_nlink > 1:
             os.close(descriptor)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mygpt.checkpoint.durable import reason, sync_folder
+from mygpt.checkpoint.durable import reason, storage_errors, sync_folder
 from mygpt.errors import CheckpointError, DamagedError, MygptError, StorageError
 from mygpt.file_access import open_regular, read_inside, require_folder
 from mygpt.formats.pickles import check_pickle
@@ -133,7 +133,7 @@ def remove_shards(folder: Path) -> None:
     Raises:
         StorageError: where the folder holds what no save writes, or cannot be removed.
     """
-    with _writing(folder), suppress(FileNotFoundError):
+    with storage_errors(folder, folder), suppress(FileNotFoundError):
         require_folder(folder)
         names = sorted(os.listdir(folder))
         for name in names:
@@ -156,7 +156,7 @@ def _current_group() -> ProcessGroup:
 
 def _make_folder(folder: Path) -> None:
     remove_shards(folder)
-    with _writing(folder):
+    with storage_errors(folder, folder):
         folder.mkdir(parents=True)
 
 
@@ -207,7 +207,7 @@ def _root(error: BaseException) -> BaseException:
 def _sync_files(folder: Path, rank: int) -> dict[str, str]:
     """Sync the files that this process wrote; returns their digests."""
     digests = {}
-    with _writing(folder):
+    with storage_errors(folder, folder):
         for name in sorted(os.listdir(folder)):
             shard = _SHARD.fullmatch(name)
             if rank == (int(shard[1]) if shard else 0):
@@ -218,20 +218,9 @@ def _sync_files(folder: Path, rank: int) -> dict[str, str]:
 
 
 def _sync_folders(folder: Path) -> None:
-    with _writing(folder):
+    with storage_errors(folder, folder):
         sync_folder(folder)
         sync_folder(folder.parent)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Inside, an error of the operating system is a `StorageError`."""
-    try:
-        yield
-    except MygptError:  # StorageError is an OSError too
-        raise
-    except OSError as error:
-        raise StorageError(f"cannot write {folder}: {reason(error, folder, 0)}") from error
 
 
 @contextmanager
