@@ -21,12 +21,10 @@ class StatusBar:
 
     Args:
         console: the terminal; None is standard output.
-        transient: whether `stop` removes it; else its last state stays on the screen.
     """
 
-    def __init__(self, console: Console | None = None, *, transient: bool = False) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         self.console = console or new_console(highlight=False, soft_wrap=True, emoji=False)
-        self._transient = transient
         self._progress: Progress | None = None
 
     def start(
@@ -41,7 +39,7 @@ class StatusBar:
             total: None shows an indefinite bar without a percentage.
             budget_s: the time for everything, in seconds; the bar then follows the clock instead.
         """
-        progress = _new_progress(self.console, transient=self._transient)
+        progress = _new_progress(self.console)
         progress.start()
         progress.add_task(
             "", total=budget_s or total, completed=0 if budget_s else completed,
@@ -58,14 +56,14 @@ class StatusBar:
         self._progress.update(self._progress.task_ids[0], status=status, **fields)
 
     def stop(self) -> None:
-        """Stop updating it."""
+        """Remove it."""
         if self._progress is not None:
             with contextlib.suppress(OSError):  # the terminal is gone
                 self._progress.stop()
             self._progress = None
 
 
-def _new_progress(console: Console, *, transient: bool) -> Progress:
+def _new_progress(console: Console) -> Progress:
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.progress_bar import ProgressBar
     from rich.text import Text
@@ -100,5 +98,5 @@ def _new_progress(console: Console, *, transient: bool) -> Progress:
         TimeLeft(),
         console=console,
         refresh_per_second=4,
-        transient=transient,
+        transient=True,
     )

@@ -80,14 +80,10 @@ def _ends(tokenizer: Any) -> str:
     return (shown(ends) if ends else "none: the model never ends a text by itself") + begun
 
 
-def _trained_on(found: Any) -> str:
-    """What the line of the window says of the longest window in training, if it is known."""
-    return "" if found.trained_length is None else f", trained on {found.trained_length} at most"
-
-
 def _lines(found: Any) -> list[tuple[str, str]]:
     """The contents as pairs of name and text, the most useful ones first."""
     config, tokenizer, origin = found.config, found.tokenizer, found.provenance
+    trained = "" if found.trained_length is None else f", trained on {found.trained_length} at most"
     block = (
         "the tutorial's"
         if config.is_tutorial_block
@@ -101,7 +97,7 @@ def _lines(found: Any) -> list[tuple[str, str]]:
             f"embed_dim {config.embed_dim}, {config.num_layers} layers, {config.num_heads} heads",
         ),
         ("block", block),
-        ("window", f"{config.max_seq_len} tokens{_trained_on(found)}"),
+        ("window", f"{config.max_seq_len} tokens{trained}"),
         ("tokenizer", f"{tokenizer.kind}, vocabulary {tokenizer.vocab_size}"),
         ("end of text", _ends(tokenizer)),
     ]

@@ -110,7 +110,7 @@ class Bar:
 
     def __init__(self) -> None:
         self.console: Console = new_console(highlight=False, soft_wrap=True, emoji=False)
-        self._bar = StatusBar(self.console, transient=True)
+        self._bar = StatusBar(self.console)
         self._compiling = contextlib.ExitStack()
         self._started: Started | None = None
         self._step: StepDone | None = None

@@ -189,7 +189,7 @@ class _Display:
 
     def __enter__(self) -> _Display:
         if not self._quiet and sys.stdout.isatty():
-            self._bar = StatusBar(transient=True)
+            self._bar = StatusBar()
             self._bar.start("reading")
         return self
 

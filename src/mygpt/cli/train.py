@@ -241,7 +241,7 @@ def train(
     began = time.monotonic() - process_age_s()
     for name in ("output", "resume", "init_from"):
         if given[name] == "":  # an unset variable in a script
-            _refuse_empty(name)
+            raise InputError(f"{_flag(name)} is empty: name a folder, or a file such as ckpt.pt")
     named = ("files", "output", "overwrite", "resume", "device", "quiet", "dry_run", "open_report")
     source: tuple[str, ...] = ("preset", "tokenizer", "val_file", "encoding", "split_documents")
     source += ("field", "unknown", "init_from")
@@ -313,10 +313,6 @@ def _whole_or_auto(batch_size: str) -> int | str:
         return "auto" if batch_size == "auto" else int(batch_size)
     except ValueError:
         raise InputError(f"batch_size={batch_size!r} must be a whole number, or auto") from None
-
-
-def _refuse_empty(name: str) -> None:
-    raise InputError(f"{_flag(name)} is empty: name a folder, or a file such as ckpt.pt")
 
 
 def _refuse(why: str, clashing: list[str]) -> None:
