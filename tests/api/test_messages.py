@@ -90,7 +90,7 @@ def test_errors_and_notes_of_a_training_name_arguments(text: str, tmp_path: Path
 def test_what_a_model_generates_is_not_changed(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mygpt.api.display import print_event
+    from mygpt.api.training import print_event
     from mygpt.training.events import Sampled
 
     print_event(Sampled(1, "use --lr"))

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import mygpt
-from mygpt.api.display import default_display, print_event
 from mygpt.api.notebook import NotebookDisplay
+from mygpt.api.training import default_display, print_event
 from mygpt.errors import InputError
 from mygpt.training.events import Event, Note, Sampled, Started, StepDone
 from shapes import TUTORIAL, build

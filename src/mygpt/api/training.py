@@ -7,21 +7,29 @@ output, the report is written at the end, and the `Writer` knows its run.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
 from mygpt import training
-from mygpt.api.display import default_display
 from mygpt.api.messages import arguments_named, in_python
 from mygpt.api.options import ReplayOptions, ResumeOptions, TrainOptions
 from mygpt.api.writer import Writer, of_run
 from mygpt.decode import writer as decoding
 from mygpt.errors import MygptError
 from mygpt.options import defaults_of, names_of, require_known, shows_options
-from mygpt.training.events import Event, Finished, Listener, Note, Started, require_listener
+from mygpt.training.events import (
+    Event,
+    Finished,
+    Listener,
+    Note,
+    Sampled,
+    Started,
+    require_listener,
+)
 
 _log = logging.getLogger("mygpt")
 
@@ -199,6 +207,22 @@ class _Session:
             if page is not None and self._shown is not None:
                 self._shown(Note(f"the report is {page}"))
         return of_run(found, self._run)
+
+
+def default_display() -> AbstractContextManager[Listener]:
+    """What is shown where the program passes no listener: a notebook's output, or lines."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if not hasattr(shell, "kernel"):  # no notebook, which would show HTML
+        return nullcontext(print_event)
+    from mygpt.api.notebook import NotebookDisplay
+
+    return NotebookDisplay()
+
+
+def print_event(event: Event) -> None:
+    """Print an event as `mygpt train` does where its output is not a terminal."""
+    print(event if isinstance(event, Sampled) else in_python(str(event)), flush=True)
 
 
 def _in_python(event: Event) -> Event:
