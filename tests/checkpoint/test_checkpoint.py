@@ -580,7 +580,7 @@ def test_missing_folders_are_created_and_names_as_long_as_the_system_allows_writ
 # --- what reading costs --------------------------------------------------------------------
 
 
-def test_reading_a_checkpoint_imports_no_torch(saved):
+def test_reading_a_checkpoint_imports_no_torch_and_building_its_model_no_compiler(saved):
     """The command line shows a checkpoint, and the NumPy engine starts, without torch's seconds."""
     code = (
         "import sys\n"
@@ -588,6 +588,9 @@ def test_reading_a_checkpoint_imports_no_torch(saved):
         "checkpoint = read_checkpoint(sys.argv[1])\n"
         "assert checkpoint.arrays['final_norm.bias'].shape == (4,)\n"
         "assert 'torch' not in sys.modules\n"
+        # torch's compiler took a second of each command that loads a model
+        "checkpoint.build_model()\n"
+        "assert 'torch' in sys.modules and 'sympy' not in sys.modules\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(saved)], capture_output=True, text=True, check=False

@@ -212,6 +212,18 @@ def test_a_python_without_lzma_has_no_xz(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not {"xz -9e", "zstd -19", "PPMd -o16"} & {row.name for row in rows}
 
 
+def test_zstd_and_ppmd_are_computed_where_there_is_time() -> None:
+    """In a run of half a minute they took a tenth of the time."""
+    document, ids = Document("", "abcabcabc"), ByteTokenizer().encode_array("abcabcabc")
+    how = {"test_documents": [document], "predicted": TextSize(1, 1)}
+    hurried = measure_baselines(ids, ids, 257, others_s=0.0, **how)
+    assert (hurried.zstd, hurried.ppmd) == (None, None)
+    assert hurried.xz is not None
+    unhurried = measure_baselines(ids, ids, 257, others_s=60.0, **how)
+    assert (unhurried.zstd is None) == (baselines.zstd_bits_per_byte(b"a") is None)
+    assert (unhurried.ppmd is None) == (importlib.util.find_spec("pyppmd") is None)
+
+
 @given(st.lists(st.text("aé日🙂", max_size=5), max_size=5), st.integers(0, 20))
 def test_first_and_last_bytes_of_documents(texts: list[str], most: int) -> None:
     """A document may be a part of a longer string, and a cut may split a character."""

@@ -437,6 +437,12 @@ def test_texts_too_long_for_an_epoch_get_longer_tokens() -> None:
     assert chosen(27_000_000, preset="nano") == "auto"
 
 
+@pytest.mark.parametrize(("steps", "rate"), [(40, 0.04), (444, 0.03), (1000, 0.02), (9999, 0.02)])
+def test_few_steps_get_a_higher_rate(steps: int, rate: float) -> None:
+    planned, _, _ = plan_of(10**6, steps=steps)
+    assert planned.training["lr"] == pytest.approx(rate, rel=0.01)
+
+
 def test_adamw_has_a_rate_of_its_own() -> None:
     """Muon's would be several times too high for it."""
     assert plan_of(steps=50, optimizer="adamw")[2].lr < plan_of(steps=50)[2].lr / 5

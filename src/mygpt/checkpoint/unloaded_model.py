@@ -46,4 +46,7 @@ def allocate(model: GPT, device: torch.device) -> GPT:
 
 def unloaded_model(config: GPTConfig) -> GPT:
     """A GPT on the CPU whose parameters hold anything until they are loaded."""
-    return allocate(meta_model(config), torch.device("cpu"))
+    model = GPT.__new__(GPT)
+    with torch.device("cpu"), _NoInitialization():
+        model.build(config)
+    return model

@@ -10,6 +10,7 @@ Letters: V vocabulary.
 from __future__ import annotations
 
 import gzip
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,10 +28,10 @@ from mygpt.evaluation import ngram
 from mygpt.text import Document
 from mygpt.text.documents import TextSize, as_bytes, bytes_of, chars_of
 
-# xz takes about 0.7 s per megabyte, and the training text is compressed twice.
-# `measure_baselines` takes about so many times the time of xz for gzip, xz and zstd, as many again
-# for PPMd, and this for the n-gram models (four texts of 60 KB to 2 MB, two cores).
-_TIMES_OF_XZ, _S_PER_TOKEN = 4.0, 3.5e-7
+# xz takes about 0.7 s per megabyte, and the training text is compressed twice. Of a whole text it
+# takes about twice as long a byte as of the first 32 KiB; zstd and PPMd take 1.1 and 1.4 times as
+# long as xz, and the n-gram models this (four texts of 60 KB to 2 MB, two cores).
+_XZ_OF_SAMPLE, _OTHERS_OF_XZ, _S_PER_TOKEN = 2.0, 1.3, 3.5e-7
 MOST_BEFORE_BYTES = 2**20  # the last bytes of the training text
 MOST_XZ_BYTES = 2**18  # the first bytes of the text
 MOST_GZIP_BYTES = 2**22  # the first bytes of the text
@@ -61,8 +62,8 @@ class Baselines:
     # Bits per byte; None where the compressor is not installed.
     gzip: float  # of the text alone
     xz: float | None  # of the text after the training text, or alone without one
-    zstd: float | None  # as xz
-    ppmd: float | None  # as xz
+    zstd: float | None  # as xz; None also where there was no time for it
+    ppmd: float | None  # as zstd
     # The text's size; the number of characters is None if it is bytes.
     tokens: int
     num_bytes: int
@@ -117,6 +118,7 @@ def measure_baselines(
     train_documents: Sequence[Document] = (),
     test_documents: Sequence[Document],
     predicted: TextSize,
+    others_s: float = math.inf,
 ) -> Baselines:
     """Compute the baselines of a text: about 1 s for a megabyte, at most about 4 s for any length.
 
@@ -127,6 +129,7 @@ def measure_baselines(
         train_documents: the training text, for xz and zstd.
         test_documents: the text.
         predicted: size of the part that a language model predicts (`mygpt.data.predicted_size`).
+        others_s: seconds for zstd and PPMd: what is expected to take longer is not computed.
 
     Raises:
         InputError: for a text without tokens or bytes.
@@ -139,15 +142,18 @@ def measure_baselines(
     unigram = bigram = fivegram = None
     if len(train):
         unigram, bigram, fivegram = ngram.ngram_losses(train, test, vocab_size, (1, 2, 5))
+    began = time.perf_counter()
+    xz = xz_bits_per_byte(text, before)
+    other_s = _OTHERS_OF_XZ * (time.perf_counter() - began)
     return Baselines(
         uniform=ngram.uniform_loss(vocab_size),
         unigram=unigram,
         bigram=bigram,
         fivegram=fivegram,
         gzip=gzip_bits_per_byte(text),
-        xz=xz_bits_per_byte(text, before),
-        zstd=zstd_bits_per_byte(text, before),
-        ppmd=ppmd_bits_per_byte(text, before),
+        xz=xz,
+        ppmd=ppmd_bits_per_byte(text, before) if other_s <= others_s else None,
+        zstd=zstd_bits_per_byte(text, before) if _both(other_s) <= others_s else None,
         tokens=len(test),
         num_bytes=num_bytes,
         num_chars=chars_of(test_documents),
@@ -157,21 +163,30 @@ def measure_baselines(
     )
 
 
-def estimated_s(ids: NDArray[np.integer], tokens: int) -> float:
+def estimated_s(ids: NDArray[np.integer], tokens: int, others_s: float) -> float:
     """About how many seconds `measure_baselines` will take, from the time of xz for a few tokens.
 
     Args:
         ids: (N,) ids as those of the text, at least one; 32,768 are enough.
         tokens: of the training text and the text.
+        others_s: as `measure_baselines` gets it.
     """
     data = ids.astype(np.uint8 if ids.max() < 256 else np.uint16).tobytes()
+    ngrams_s = tokens * _S_PER_TOKEN
     began = time.perf_counter()
     if xz_bits_per_byte(data) is None:
-        return tokens * _S_PER_TOKEN
-    xz_s = (time.perf_counter() - began) / len(ids)
-    compressors = 1 if find_spec("pyppmd") is None else 2
-    compressed = min(tokens, MOST_BEFORE_BYTES + MOST_XZ_BYTES)
-    return compressors * _TIMES_OF_XZ * xz_s * compressed + _S_PER_TOKEN * tokens
+        return ngrams_s
+    sample_s = (time.perf_counter() - began) / len(ids)
+    xz_s = _XZ_OF_SAMPLE * sample_s * min(tokens, MOST_BEFORE_BYTES + MOST_XZ_BYTES)
+    other_s = _OTHERS_OF_XZ * xz_s
+    found = other_s if find_spec("pyppmd") is not None and other_s <= others_s else 0.0
+    found += other_s if _zstd() is not None and _both(other_s) <= others_s else 0.0
+    return ngrams_s + xz_s + found
+
+
+def _both(other_s: float) -> float:
+    """The time of zstd, and of PPMd, which is stronger and comes first, where it is installed."""
+    return other_s if find_spec("pyppmd") is None else 2 * other_s
 
 
 def gzip_bits_per_byte(text: bytes) -> float:

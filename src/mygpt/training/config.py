@@ -218,6 +218,11 @@ def report_s(training_s: float | None) -> float:
     return 20.0 if training_s is None else min(20.0, 0.02 * training_s)
 
 
+def compressors_s(minutes: float | None) -> float:
+    """Seconds that zstd and PPMd may take at a run's end: 3% of its time; any without a limit."""
+    return math.inf if minutes is None else 0.03 * 60.0 * minutes
+
+
 # The ranges of the fields, by the least value of whole numbers.
 LENGTHS = {"steps", "tokens", "minutes"}
 _WHOLE = {

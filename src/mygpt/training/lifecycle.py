@@ -22,7 +22,7 @@ from mygpt.evaluation.baselines import MOST_BEFORE_BYTES, Baselines, measure_bas
 from mygpt.evaluation.ngram import MOST_TRAIN_TOKENS, uniform_loss, unigram_loss
 from mygpt.signals import DeferredSignals
 from mygpt.training.checkpointing import Setup
-from mygpt.training.config import TrainConfig
+from mygpt.training.config import TrainConfig, compressors_s
 from mygpt.training.corpus import TrainingText, ValidatedText, counted
 from mygpt.training.distributed.process_group import ProcessGroup
 from mygpt.training.events import Finished, Listener, Note, Started
@@ -174,7 +174,8 @@ def _train(trainer: Trainer) -> Writer:
         _write_drafts(trainer)
     validated = progress.best_step > 0
     if validated and ended_by is None and trainer.validated_text is not None:
-        baselines = _baselines(text, trainer.validated_text)
+        others_s = compressors_s(trainer.config.minutes)
+        baselines = _baselines(text, trainer.validated_text, others_s)
     trainer.notify(
         Finished(
             run=trainer.run.name,
@@ -301,7 +302,7 @@ def _validations(trainer: Trainer) -> list[Validation]:
     return []
 
 
-def _baselines(text: TrainingText, validated_text: ValidatedText) -> Baselines:
+def _baselines(text: TrainingText, validated_text: ValidatedText, others_s: float) -> Baselines:
     """Losses of simpler models on the validation text; they are fitted to the end of the text."""
     return measure_baselines(
         text.train_tokens[max(0, len(text.train_tokens) - MOST_TRAIN_TOKENS) :],
@@ -310,6 +311,7 @@ def _baselines(text: TrainingText, validated_text: ValidatedText) -> Baselines:
         train_documents=text.source.text_before(MOST_BEFORE_BYTES, text.tokenizer),
         test_documents=validated_text.documents,
         predicted=validated_text.size,
+        others_s=others_s,
     )
 
 

@@ -29,6 +29,7 @@ from mygpt.training.config import (
     LENGTHS,
     DtypeName,
     TrainConfig,
+    compressors_s,
     preset_options,
     report_s,
 )
@@ -210,7 +211,8 @@ class Planner:
             reserve_s += _ending_s(config, budget, len(train_tokens), validated)
             if val_tokens:
                 sample, tokens = train_tokens[:_SAMPLED_TOKENS], len(train_tokens) + val_tokens
-                reserve_s += estimated_s(np.asarray(sample), tokens)
+                others_s = compressors_s(lengths["minutes"])
+                reserve_s += estimated_s(np.asarray(sample), tokens, others_s)
             reserve_s += report_s(60.0 * lengths["minutes"])
             # At most half of a very short run, so that something is trained.
             most_s = 30.0 * lengths["minutes"]
