@@ -48,8 +48,11 @@ _BFLOAT16_FROM = 1.2
 _ENDING_S = 0.8
 _SAMPLED_TOKENS = 2**15  # compressed to estimate how long the baselines take
 # A text of at least so many characters, if training reads less than this fraction of an epoch, gets
-# a BPE tokenizer: better at 1/14 of an epoch, worse at 1/7 and 1/3 (docs/lab-notes.md).
+# a large BPE tokenizer: better at 1/14 of an epoch, worse at 1/7 and 1/3 (docs/lab-notes.md).
 _BPE_FROM, _BPE_BELOW, _BPE_SIZE = 4_000_000, 0.1, 4096
+# In a timed run of few tokens, a text of at least so many characters gets a small one: its tokens
+# are of about two characters, so the model reads more of the text (docs/lab-notes.md).
+_SMALL_BPE_FROM, _SMALL_BPE_BELOW_TOKENS, _SMALL_BPE_SIZE = 200_000, 3e6, 512
 _CHARACTERS = 100  # distinct ones, estimated
 _REPORT_S, _REPORTS = 1.0, 20  # seconds between reports, or their number
 _FLOPS_AN_EXP = 100  # the cost of an exponential in multiplications
@@ -155,10 +158,14 @@ class Planner:
         What cannot be read once by characters is better read in longer pieces (docs/training.md).
         For a model of a named shape tokens are characters.
         """
-        if self.preset != AUTO or num_chars < _BPE_FROM:
+        if self.preset != AUTO or num_chars < _SMALL_BPE_FROM:
             return "auto"
-        recipe = choose(num_chars, 0, _CHARACTERS, self._budget(), asked=self._asked)
-        return "auto" if recipe.epochs > _BPE_BELOW else f"bpe:{_BPE_SIZE}"
+        budget = self._budget()
+        recipe = choose(num_chars, 0, _CHARACTERS, budget, asked=self._asked)
+        if num_chars >= _BPE_FROM and recipe.epochs <= _BPE_BELOW:
+            return f"bpe:{_BPE_SIZE}"
+        small = budget.by_clock and recipe.tokens <= _SMALL_BPE_BELOW_TOKENS
+        return f"bpe:{_SMALL_BPE_SIZE}" if small else "auto"
 
     def plan(
         self,
