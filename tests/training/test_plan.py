@@ -443,6 +443,17 @@ def test_few_steps_get_a_higher_rate(steps: int, rate: float) -> None:
     assert planned.training["lr"] == pytest.approx(rate, rel=0.01)
 
 
+def test_what_is_read_once_or_twice_in_the_time_gets_small_merges() -> None:
+    def chosen(num_chars: int, **options: Any) -> str:
+        return planner_of("auto", options, 5e10).tokenizer(num_chars)
+
+    assert chosen(1_000_000, minutes=0.5) == "bpe:512"
+    assert chosen(200_000, minutes=0.5) == "bpe:512"
+    assert chosen(199_999, minutes=0.5) == "auto", "too short a text"
+    assert chosen(1_000_000, minutes=30.0) == "auto", "characters are better then"
+    assert chosen(1_000_000, steps=40) == "auto", "as on every machine"
+
+
 def test_adamw_has_a_rate_of_its_own() -> None:
     """Muon's would be several times too high for it."""
     assert plan_of(steps=50, optimizer="adamw")[2].lr < plan_of(steps=50)[2].lr / 5

@@ -513,10 +513,17 @@ def test_a_large_text_has_the_same_tokenizer_as_a_short_one(cache, plain, tokeni
     assert again.sha256 == large.text.source.sha256
 
 
-def test_a_text_with_many_distinct_characters_has_byte_tokens(cache, plain):
+def test_a_text_with_many_distinct_characters_has_merges_of_bytes(cache, plain, monkeypatch):
+    """A short one has bytes: merges would be of what occurs a few times."""
     (plain / "wide.txt").write_text("".join(map(chr, range(0x4E00, 0x4E00 + 600))) * 10)
-    ready = prepared(plain / "wide.txt", output=plain / "run", steps=5)
-    assert ready.text.tokenizer.kind == "byte"
+    stored = prepared(plain / "wide.txt", output=plain / "run", steps=5).text.tokenizer
+    assert (stored.kind, stored.vocab_size) == ("bpe", 1024)
+    monkeypatch.setenv("MYGPT_STORE_ABOVE", "off")
+    short = prepared(plain / "wide.txt", output=plain / "run", steps=5).text.tokenizer
+    assert short.kind == "byte"
+    monkeypatch.setattr(corpus, "_LEAST_FOR_MERGES", 5000)
+    enough = prepared(plain / "wide.txt", output=plain / "run", steps=5).text.tokenizer
+    assert (enough.kind, enough.vocab_size) == ("bpe", 1024)
 
 
 def test_the_least_recently_used_store_is_removed(cache, plain, monkeypatch):

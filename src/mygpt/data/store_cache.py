@@ -43,13 +43,14 @@ from mygpt.text.reading import (
     require_sensible_ratio,
     start_of,
 )
-from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from mygpt.tokenization import CharTokenizer, Tokenizer, load_tokenizer
 
 MOST_BYTES = 2**36  # of all stores together
 DISK_KEPT = 0.1  # fraction of the disk that must stay free
 ABOVE = 2**28  # bytes of text files: larger texts are tokenized into a store
 _OF_MEMORY = 8  # and so are texts of more than 1/8 of the free memory
-MOST_CHARACTERS = 512  # distinct ones: "auto" chooses bytes for texts with more
+MOST_CHARACTERS = 512  # distinct ones: "auto" chooses merges of bytes for texts with more
+MERGES = "bpe:1024"  # 1 MB of Russian in half a minute: 1.72 nats per character, bytes 2.20
 _EXPANSION = 4  # expected ratio of uncompressed to compressed size
 _BYTES_PER_TOKEN = 2  # on disk; each token stands for at least one byte of text
 _POLL_S = 0.1
@@ -152,7 +153,7 @@ def cached_store(
 
     Args:
         sources: the files.
-        tokenizer: "auto" (characters if there are at most 512 distinct ones, else bytes), a name
+        tokenizer: "auto" (characters if there are at most 512 distinct ones, else BPE), a name
             as in `StoreOptions`, the path of a tokenizer's JSON file, or a tokenizer.
         options: how the store is built, apart from the tokenizer.
         progress: called with the progress of building, several times per second.
@@ -178,7 +179,7 @@ def cached_store(
         if (found := _opened(path)) is None:
             _free_space(folder, path, sum(map(_expected_bytes, sources)))
             if tokenizer == "auto":
-                tokenizer = _by_characters(sources, options)
+                tokenizer = _automatic(sources, options)
             found = _built(path, sources, replace(options, tokenizer=tokenizer), progress)
     except BaseException:
         lock.release()
@@ -187,8 +188,8 @@ def cached_store(
     return CachedStore(found, time.monotonic() - began)
 
 
-def _by_characters(sources: Sequence[TextSource], options: StoreOptions) -> Tokenizer:
-    """A character tokenizer if the text has few distinct ones, else bytes; reads all the text."""
+def _automatic(sources: Sequence[TextSource], options: StoreOptions) -> str | Tokenizer:
+    """A character tokenizer if the text has few distinct ones, else BPE; reads all the text."""
     read = partial(
         pieces,
         field=options.records.field_name,
@@ -197,7 +198,7 @@ def _by_characters(sources: Sequence[TextSource], options: StoreOptions) -> Toke
     )
     found = characters_in(map(read, sources), MOST_CHARACTERS)
     if len(found) > MOST_CHARACTERS:
-        return ByteTokenizer()
+        return MERGES
     return CharTokenizer(sorted(found), end_of_text=True)
 
 

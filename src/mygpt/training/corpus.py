@@ -22,7 +22,7 @@ from mygpt.data import (
     predicted_size,
     unknown_in,
 )
-from mygpt.data.store_cache import MOST_CHARACTERS, cached_store
+from mygpt.data.store_cache import MERGES, MOST_CHARACTERS, cached_store
 from mygpt.data.store_request import StoreOptions
 from mygpt.data.store_tokenizer import bpe_size
 from mygpt.data.token_store import StoredTokens, Tokens, TokenStore, is_store
@@ -59,9 +59,7 @@ _UNSURE = 16  # tokens at a cut, which are others if the text continues
 _SHORTEST = 2  # characters or tokens: one as input and one to predict
 OF_THE_MODEL = ""  # in "stored_as": the tokenizer of the initial model
 _REPORT_EVERY_S = 15.0
-# A text with too many distinct characters for a vocabulary of them gets merges of bytes, if it has
-# at least so many characters: 1 MB of Russian, half a minute: 1.72 nats per character, bytes 2.20.
-_LEAST_FOR_MERGES, _MANY_CHARACTERS_SIZE = 200_000, 1024
+_LEAST_FOR_MERGES = 200_000  # characters of a text with too many distinct ones for a vocabulary
 
 
 @dataclass(frozen=True)
@@ -453,7 +451,7 @@ def choose_tokenizer(name: str, source: Source, *, end_of_text: bool) -> Tokeniz
     if name == "auto" and len(characters) > MOST_CHARACTERS:
         if sum(map(len, source.train_documents)) < _LEAST_FOR_MERGES:
             return ByteTokenizer()
-        return cached_bpe(source.train_documents, _MANY_CHARACTERS_SIZE)
+        return cached_bpe(source.train_documents, bpe_size(MERGES, 0))
     if name in ("auto", "char"):
         return CharTokenizer(sorted(characters), end_of_text=end_of_text)
     if not os.path.exists(name):
