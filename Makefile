@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHAKESPEARE ?= ../shared/data/tinyshakespeare.txt
 
-.PHONY: demo test test-fast lint torture dist clean
+.PHONY: demo test test-fast lint torture fuzz dist clean
 .PHONY: docs notebooks pictures
 .PHONY: bench bench-training bench-texts bench-generation bench-serving bench-tokenizing bench-scaling
 
@@ -28,6 +28,16 @@ lint: .venv/ready-dev
 # Hundreds of killed, cut, damaged and signalled runs; half an hour. `make test` has it in short.
 torture: .venv/ready-dev
 	PYTHONPATH=tests $(BIN)/python -m torture
+
+# The parsers of files and requests, a minute each (make fuzz SECONDS=720: an hour in all). What is
+# found is stored in tests/fuzzing/found/, from where `make test` repeats it.
+SECONDS ?= 60
+fuzz: .venv/ready-fuzz
+	PYTHONPATH=tests $(BIN)/python -m fuzzing --seconds $(SECONDS)
+
+.venv/ready-fuzz: .venv/ready-dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	touch $@
 
 # Wheel and source archive of the last commit, each built twice: the bytes must be the same.
 dist: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)

@@ -17,7 +17,7 @@ import mygpt
 from mygpt.errors import DISTRIBUTION
 from paths import ROOT, SOURCES
 
-OWN = ("dev", "docs", "notebooks", "pictures")  # extras for work on the project itself
+OWN = ("dev", "docs", "fuzz", "notebooks", "pictures")  # extras for work on the project itself
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def test_a_reader_gets_the_newest_update_and_the_last_one(server):
 
 def test_a_reader_that_does_not_read_delays_nobody(server, monkeypatch):
     """Its connection is closed after a while; publishing and other readers do not wait for it."""
-    monkeypatch.setattr(live._Handler, "timeout", 0.5)
+    monkeypatch.setattr(live.Handler, "timeout", 0.5)
     large = json.dumps("x" * 2**20).encode()
     with socket.create_connection(("127.0.0.1", port_of(server))) as stuck:
         stuck.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mygpt.errors import InputError
-from mygpt.tokenization import load_tokenizer
+from mygpt.tokenization import from_state, load_tokenizer
 from mygpt.tokenization.bounds import check_bounds
 from mygpt.tokenization.library import refusals
 from mygpt.tokenization.tokenizer_json import TokenizerFile
@@ -48,6 +48,11 @@ def special(name: str, count: int) -> dict:
     return {name: {"id": name, "ids": [0] * count, "tokens": [name] * count}}
 
 
+def added(content: str, number: int) -> dict:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": number, "content": content, "special": True, **flags}
+
+
 def word_piece(longest: int) -> dict:
     return {
         "type": "WordPiece",
@@ -75,6 +80,8 @@ HOSTILE = {
     "many ids": {"post_processor": template([CLS] * 999, special("[CLS]", 999))},
     "many pieces": {"post_processor": template([CLS] * 9999, special("[CLS]", 1))},
     "words of nothing": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    "a large id": {"model": {"type": "BPE", "vocab": {"a": 0, "b": 5 * 10**7}, "merges": []}},
+    "a large id of an added token": {"added_tokens": [added("zz", 5 * 10**7)]},
     "a long token": {"model": {"type": "BPE", "vocab": {"a" * 5000: 0}, "merges": []}},
 }
 
@@ -94,6 +101,13 @@ def test_tokenizers_beyond_a_limit_are_refused(tmp_path: Path, parts: dict):
     assert str(path) in str(refused.value)
     assert len(str(refused.value)) < 300
     assert time.monotonic() - began < 5
+
+
+def test_a_model_with_too_many_rows_is_refused() -> None:
+    """A small checkpoint made a table of them before its weights were compared."""
+    state = {"kind": "foreign", "tokenizer": description(), "vocab_size": 5 * 10**7}
+    with pytest.raises(InputError, match="50000000 ids, more than the limit of 4,194,304"):
+        from_state(state)
 
 
 def test_a_template_that_inserts_a_text_twice_is_not_applied(tmp_path: Path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
 import pickle
@@ -14,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mutations import forged, mutated_json, noise
 from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.errors import MygptError
 from mygpt.training.run import RunFolder
@@ -113,66 +112,6 @@ def hostile_pickles(count: int, folder: Path) -> Tally:
     return tally
 
 
-def _forged(header: bytes, body: bytes) -> bytes:
-    """A file with this header and the correct digest, as a forger would write it."""
-    place = header.find(b'"sha256":"') + 10
-    data = len(header).to_bytes(8, "little") + header + body
-    if place < 10:
-        return data
-    zeroed = data[: place + 8] + b"0" * 64 + data[place + 72 :]
-    return data[: place + 8] + hashlib.sha256(zeroed).hexdigest().encode() + data[place + 72 :]
-
-
-_STRANGE: list[Any] = [
-    None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, 10**30, -(10**30), 0.5, 1e308, "", "x",
-    "../../etc/passwd", "/etc/passwd", "\u202e", "\x00", "NaN", [], {}, [[]],
-    [0], [-1], [2**62] * 2,
-    {"a": 1}, "9" * 5000, float("nan"), float("inf"), ["x"] * 1000, {"kind": "char", "chars": []},
-]  # fmt: skip
-
-
-def _mutated(value: Any, rng: random.Random) -> Any:
-    """The same JSON value with one entry changed, removed, duplicated or nested."""
-    if isinstance(value, dict) and value and rng.random() < 0.85:
-        key = rng.choice(list(value))
-        changed = dict(value)
-        what = rng.random()
-        if what < 0.15:
-            del changed[key]
-        elif what < 0.25:
-            changed[f"{key}{rng.choice(['', '2', '/x'])}more"] = changed[key]
-        elif what < 0.4:
-            changed[key] = rng.choice(_STRANGE)
-        else:
-            changed[key] = _mutated(changed[key], rng)
-        return changed
-    if isinstance(value, list) and value and rng.random() < 0.7:
-        changed_list = list(value)
-        changed_list[rng.randrange(len(value))] = rng.choice(_STRANGE)
-        return changed_list
-    if isinstance(value, str) and value[:1] == "{" and rng.random() < 0.9:
-        with contextlib.suppress(ValueError):  # a part: JSON inside JSON
-            return json.dumps(_mutated(json.loads(value), rng), separators=(",", ":"))
-    return rng.choice(_STRANGE)
-
-
-def _noise(header: bytes, rng: random.Random) -> bytes:
-    """The header's bytes with some changed, removed or inserted."""
-    data = bytearray(header)
-    for _ in range(rng.randrange(1, 6)):
-        place = rng.randrange(len(data))
-        what = rng.randrange(3)
-        if what == 0:
-            data[place] = rng.randrange(256)
-        elif what == 1:
-            del data[place : place + rng.randrange(1, 40)]
-        else:
-            data[place:place] = rng.choice([b"[" * 5000, b'"', b"{", b"9" * 400, b"\\u0000"])
-        if not data:
-            data = bytearray(b"{}")
-    return bytes(data)
-
-
 def hostile_headers(count: int, folder: Path) -> Tally:
     """Mutated headers and metadata with correct digests: a MygptError, or a usable file.
 
@@ -215,12 +154,12 @@ def _try_headers(reference: Path, trials: range, out: Path) -> None:
         if trial % 4 < 2:
             header = json.loads(data[8:end])
             for _ in range(rng.randrange(1, 4)):
-                header = _mutated(header, rng)
+                header = mutated_json(header, rng)
             text = json.dumps(header, separators=(",", ":")).encode()
             text += b" " * (-len(text) % 8)
         else:
-            text = _noise(data[8:end], rng)
-        (work / name).write_bytes(_forged(text, data[end:]))
+            text = noise(data[8:end], rng)
+        (work / name).write_bytes(forged(text, data[end:]))
         results[trial] = _use(work, name)
     out.write_text(json.dumps(results))
 

@@ -92,7 +92,7 @@ def write_arrays(
         "format_version": str(PARTS_AS_TENSORS if moved else FORMAT_VERSION),
         "sha256": _ZEROS.decode(),
         **texts,
-        "tensors": to_json({n: hashlib.sha256(view).hexdigest() for n, view in views.items()}),
+        "tensors": to_json({name: tensor_digest(arrays[name]) for name in order}),
     }
     tensors = {name: (_NAMES[arrays[name].dtype], arrays[name].shape) for name in order}
     header = make_header(metadata, tensors)
@@ -272,10 +272,15 @@ def _digest_position(header: bytes) -> int:
     return begin if found >= 0 and begin + 64 <= len(header) else -1
 
 
+def tensor_digest(array: NDArray[Any]) -> str:
+    """The SHA-256 of an array's bytes, as a file states it for each tensor."""
+    return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
+
+
 def _name_damage(path: Path, arrays: Arrays, digests: Any) -> str:
     """The message for a damaged file: names the first tensor whose digest differs."""
     wanted = digests if isinstance(digests, dict) else {}
     for name, array in arrays.items():
-        if hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest() != wanted.get(name):
+        if tensor_digest(array) != wanted.get(name):
             return f"{path} is damaged: tensor {name[:80]} does not match its digest"
     return f"{path} is damaged: its header does not match its digest"

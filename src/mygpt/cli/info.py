@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from mygpt.cli import options
 from mygpt.cli.terminal import say, to_json
@@ -15,14 +18,28 @@ _MOST_PRODUCTS = 4_000_000_000  # for a text that is only measured: about half a
 _USUAL_TOKENS = 200  # the default of `mygpt generate --max-new-tokens`
 
 
-def info(checkpoint: options.Checkpoint = None, json: options.Json = False) -> None:
+def info(
+    checkpoint: options.Checkpoint = None,
+    json: options.Json = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Show what can be checked of a model from somebody else: digests, that no code is "
+            "in it, the origin that it states. Reads exported folders and other safetensors files "
+            "too. The exit code is 2 if a check fails.",
+        ),
+    ] = False,
+) -> int:
     """Check all digests of a checkpoint and show its contents and the engine that would run it.
 
-    Example: mygpt info runs/poems
+    Example: mygpt info runs/poems --verify
     """
     from mygpt.checkpoint.model_file import read_checkpoint, resolve
     from mygpt.decode.choice import choose_engine
 
+    if verify:
+        return _verify(checkpoint, json)
     found = read_checkpoint(resolve(checkpoint))
     engine = choose_engine(found.config, tokens=_USUAL_TOKENS)
     if json:
@@ -37,7 +54,7 @@ def info(checkpoint: options.Checkpoint = None, json: options.Json = False) -> N
             "drafts": _drafts(found, engine.name),
         }
         say(to_json(values, indent=2))
-        return
+        return 0
     for name, value in _lines(found):
         say(f"{name + ':' if name else '':<13}{value}")
     say(f"{'engine:':<13}{engine.name}, for {_USUAL_TOKENS} tokens: {engine.reason}")
@@ -46,6 +63,30 @@ def info(checkpoint: options.Checkpoint = None, json: options.Json = False) -> N
         say(f"{'drafts:':<13}n-grams of the training text, {drafts['bytes']:,} bytes")
         if drafts["tokens_a_pass"] is not None:
             say(f"{'':<13}{drafts['tokens_a_pass']:.1f} tokens a pass at temperature 0.8")
+    return 0
+
+
+def _verify(path: Path | None, json: bool) -> int:
+    """Print what can be checked of a model; the exit code."""
+    from mygpt.checkpoint.model_file import resolve
+    from mygpt.formats.verification import is_exported, verify
+
+    result = verify(path if path is not None and is_exported(path) else resolve(path))
+    if json:
+        files = [{**asdict(file), "path": str(file.path)} for file in result.files]
+        checks = [asdict(check) for check in result.checks]
+        say(to_json({"passed": result.passed, "files": files, "checks": checks}, indent=2))
+        return 0 if result.passed else 2
+    for file in result.files:
+        say(f"{'sha256:':<13}{file.sha256}  {file.path} ({file.size:,} bytes)")
+    for check in result.checks:
+        say(f"{check.name + ':':<13}{check.verdict:<8}{check.text}")
+    failed = sum(check.verdict == "failed" for check in result.checks)
+    if failed:
+        say(f"\n{failed} of these checks failed: do not use this model; copy it again")
+        return 2
+    say("\nno check failed; what is stated can be compared, for instance with sha256sum TEXT")
+    return 0
 
 
 def _drafts(found: Any, engine: str) -> dict[str, Any] | None:
@@ -82,6 +123,8 @@ def _ends(tokenizer: Any) -> str:
 
 def _lines(found: Any) -> list[tuple[str, str]]:
     """The contents as pairs of name and text, the most useful ones first."""
+    from mygpt.formats.origin import shown
+
     config, tokenizer, origin = found.config, found.tokenizer, found.provenance
     trained = "" if found.trained_length is None else f", trained on {found.trained_length} at most"
     block = (
@@ -121,5 +164,5 @@ def _lines(found: Any) -> list[tuple[str, str]]:
     for name, form in provenance_lines:
         # A checkpoint's provenance may lack some of these entries or have other types.
         with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError):
-            lines.append((name, form.format(**origin)))
+            lines.append((name, shown(form.format(**origin))))
     return lines

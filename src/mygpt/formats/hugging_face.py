@@ -11,6 +11,7 @@ converted to float32. PyTorch files are read without running the code that a pic
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from mygpt.checkpoint.safetensors import make_header, read_header
 from mygpt.core.config import GPTConfig
 from mygpt.errors import InputError
 from mygpt.formats.architectures import FAMILIES, Family, family_of
+from mygpt.formats.origin import origin_of, shown
 from mygpt.formats.tensors import READABLE, Imported, StoredTensor, Tensors, shortest
 from mygpt.formats.unsupported import other_weights, quantized
 from mygpt.json_objects import SETTINGS, TENSORS, read_object
@@ -39,6 +41,7 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SHARD = re.compile(r"-\d+-of-\d+\.")
 _PIECE = 2**20  # values read at a time
 _MOST_HEADER_BYTES = 100_000_000  # bytes of a header that the safetensors library reads
+EXPORT_ENTRY = "mygpt"  # in config.json: what other programs do not need
 # The files that an export writes, and the only ones that it replaces.
 _OURS = frozenset(
     {
@@ -157,7 +160,7 @@ def _without_zeros(
     Returns:
         The configuration, the arrays, and notes for the user.
     """
-    ours, notes = values.get("mygpt"), []
+    ours, notes = values.get(EXPORT_ENTRY), []
     for switch in ("attention_bias", "mlp_bias"):
         if not isinstance(ours, dict) or ours.get(switch) is not False:
             continue
@@ -331,9 +334,14 @@ def write_hugging_face(
     with atomic_folder(folder, _OURS, overwrite=overwrite) as place:
         _write_safetensors(place / "model.safetensors", tensors)
         write_tokenizer(checkpoint.tokenizer, place, config.max_seq_len)
-        _write_text(place / "config.json", json.dumps(settings, indent=2))
         _write_text(place / "generation_config.json", json.dumps(ids | sampling, indent=2))
         _write_text(place / "README.md", _card(checkpoint, settings["architectures"][0]))
+        # `mygpt info --verify` compares these, and shows the origin.
+        settings[EXPORT_ENTRY] |= {
+            "origin": origin_of(checkpoint.provenance),
+            "sha256": _digests(place),
+        }
+        _write_text(place / "config.json", json.dumps(settings, indent=2))
     return notes
 
 
@@ -364,8 +372,17 @@ def _settings(checkpoint: Checkpoint, family: Family) -> tuple[dict[str, Any], l
         "bos_token_id": tokenizer.end_of_text if own else next(iter(tokenizer.beginning), None),
         "eos_token_id": tokenizer.end_of_text,
         "dtype": "float32",
-        "mygpt": {switch: getattr(config, switch) for switch in kept},
+        EXPORT_ENTRY: {switch: getattr(config, switch) for switch in kept},
     }, notes
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file in a folder."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        with open(path, "rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _write_safetensors(path: Path, tensors: Arrays) -> None:
@@ -401,7 +418,7 @@ def _card(checkpoint: Checkpoint, architecture: str) -> str:
         "command": origin.get("command"),
         "imported from": imported.get("from") if isinstance(imported, dict) else None,
     }
-    known = [f"    {name:<34}{_shown(v)}" for name, v in figures.items() if v is not None]
+    known = [f"    {name:<34}{shown(v)}" for name, v in figures.items() if v is not None]
     lines = [
         "---", "library_name: transformers", "pipeline_tag: text-generation", "---", "",
         f"# A GPT of {config.num_parameters():,} parameters, from mygpt", "",
@@ -415,14 +432,6 @@ def _card(checkpoint: Checkpoint, architecture: str) -> str:
         '    tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
     ]  # fmt: skip
     return "\n".join(lines)
-
-
-def _shown(value: Any) -> str:
-    """A value on one printable line: the provenance of a checkpoint is not trusted."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    text = f"{value:.4f}" if isinstance(value, float) else str(value)
-    return "".join(char if char.isprintable() else "?" for char in text[:500])
 
 
 def _write_text(path: Path, text: str) -> None:

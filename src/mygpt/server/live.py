@@ -132,7 +132,7 @@ class _Server(socketserver.ThreadingTCPServer):
     def __init__(self, port: int, files: Files, updates: Updates) -> None:
         self.files, self.updates = files, updates
         self._free = threading.BoundedSemaphore(_MOST_CONNECTIONS)
-        super().__init__((HOST, port), _Handler)
+        super().__init__((HOST, port), Handler)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether a connection is accepted; otherwise it is closed."""
@@ -151,7 +151,7 @@ class _Server(socketserver.ThreadingTCPServer):
             super().handle_error(request, client_address)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     """Answers one request."""
 
     protocol_version = "HTTP/1.1"

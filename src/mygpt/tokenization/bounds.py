@@ -23,6 +23,7 @@ _LONGEST_TOKEN = 2**12  # characters; usual: some hundred, for runs of spaces
 _LONGEST_WORD = 1000  # characters; WordPiece's time grows with their cube; usual: 100
 _LONGEST_TEXT = 1000  # characters of a text that a step inserts
 _LONGEST_REGEX = 2**14
+MOST_IDS = 2**22  # from 0 to the largest one, with and without a token; usual: 2**18
 MOST_AROUND = 1000  # tokens that a post-processor adds to a text
 _MOST_ADDED, _MOST_ADDED_CHARACTERS = 2**18, 2**24  # added tokens: each is searched for in a text
 _PARTS = {

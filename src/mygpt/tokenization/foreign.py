@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from mygpt.errors import InputError, require_int
 from mygpt.tokenization.base import IncrementalDecoder, Tokenizer, check_ids, checked, shared_start
+from mygpt.tokenization.bounds import MOST_IDS, limit
 from mygpt.tokenization.bpe import WordEncoder
 from mygpt.tokenization.library import encode, encoding, refusals
 from mygpt.tokenization.tokenizer_json import TokenizerFile
@@ -75,6 +76,7 @@ class ForeignTokenizer(Tokenizer):
         self.end_of_text, self.other_ends = end_of_text, tuple(other_ends)
         self._size = file.size if vocab_size is None else vocab_size
         require_int("vocab_size", self._size, least=1)
+        limit("ids", self._size, MOST_IDS)
         if self._size < file.size:
             raise InputError(
                 f"the tokenizer has ids up to {file.size - 1:,}, but the model only "
@@ -232,11 +234,10 @@ class ForeignTokenizer(Tokenizer):
         0 for control tokens, the unknown token and ids without a token. If the tokenizer changes
         text (normalises, drops or adds characters), the decoded text counts.
         """
-        lengths = [len(self._bytes_of(i)) for i in range(self.vocab_size)]
-        for number in self.control | {self.unknown_id}:
-            if number is not None:
-                lengths[number] = 0
-        return np.array(lengths, np.int64)
+        lengths = np.zeros(self.vocab_size, np.int64)
+        for number in self._names.keys() - self.control - {self.unknown_id}:
+            lengths[number] = len(self._bytes_of(number))
+        return lengths
 
     # --- state -----------------------------------------------------------------------------
 

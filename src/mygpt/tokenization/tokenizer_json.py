@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mygpt.errors import InputError
 from mygpt.tokenization.base import END_OF_TEXT
-from mygpt.tokenization.bounds import MOST_AROUND, check_bounds, limit
+from mygpt.tokenization.bounds import MOST_AROUND, MOST_IDS, check_bounds, limit
 from mygpt.tokenization.library import refusals
 from mygpt.tokenization.words import GPT_2, LIBRARY_PATTERN, LLAMA_3, QWEN_2
 
@@ -136,7 +136,7 @@ class TokenizerFile:
         names: the token of each id, including added tokens.
 
     Raises:
-        InputError: if it is incomplete, or ids are invalid or ambiguous.
+        InputError: if it is incomplete, or ids are invalid, ambiguous or too large.
     """
 
     @complete_json()
@@ -164,6 +164,7 @@ class TokenizerFile:
                 )
         if not self.names:
             raise InputError("the tokenizer has no tokens")
+        limit("ids", self.size, MOST_IDS)  # some tables have an entry for each of them
 
     @classmethod
     def of(cls, content: dict[str, Any] | TokenizerFile) -> TokenizerFile:
