@@ -7,16 +7,23 @@ import io
 import pickle
 import random
 import zipfile
+from typing import Any
 
 import torch
 
 from fuzzing import Mutate, Refused, folder, refusals
 from fuzzing.container import model
+from mutations import mutated_json
 from mygpt.formats.state_dicts import read_state_dict
 from mygpt.formats.torch_files import read_plain_pickle
 from mygpt.tokenization import CharTokenizer
 
 _DATE = (1980, 1, 1, 0, 0, 0)
+_TENSORS = [
+    torch.tensor(1.0), torch.zeros(3), torch.zeros(0, 3), torch.zeros(1).expand(2**31, 2**31),
+    torch.zeros(0, 2**31, 2**31), torch.zeros(2, 2, dtype=torch.complex64), torch.ones(4, 8),
+    torch.zeros(2, 2, dtype=torch.int64), torch.eye(2).to_sparse(), torch.zeros(2, device="meta"),
+]  # fmt: skip
 
 
 def accepts(data: bytes) -> bool:
@@ -67,8 +74,23 @@ def _zipped(records: dict[str, bytes]) -> bytes:
     return stream.getvalue()
 
 
+def _changed(content: Any, rng: random.Random) -> Any:
+    """The same content with some values changed, and tensors in the place of others."""
+    if rng.random() < 0.5:
+        return mutated_json(content, rng)
+    content = dict(content)
+    places = [content, *(value for value in content.values() if isinstance(value, dict))]
+    place = rng.choice(places)
+    place[rng.choice(list(place))] = rng.choice(_TENSORS)
+    return content
+
+
 def mutated(data: bytes, rng: random.Random, mutate: Mutate) -> bytes:
-    """Of zip files mostly one record, with its checksum."""
+    """The content, saved again; or one record of a zip file, with its checksum."""
+    if rng.random() < 0.4:
+        with contextlib.suppress(Exception):
+            content = torch.load(io.BytesIO(data), weights_only=True)
+            return _saved(_changed(content, rng), new=data.startswith(b"PK"))
     if rng.random() < 0.15 or not data.startswith(b"PK"):
         return mutate(data)
     with contextlib.suppress(Exception), zipfile.ZipFile(io.BytesIO(data)) as archive:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from mygpt.json_objects import Limits, parse_object
 
 METADATA = "__metadata__"
 MOST_DIMENSIONS = 8
+_MOST_VALUES = 2**56  # of an array: NumPy counts its bytes in 63 bits
 SIZES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
     "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
@@ -82,11 +83,17 @@ def _entry(name: str, value: Any, body: int) -> Entry:
         dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
         valid = all(type(n) is int and n >= 0 for n in (*shape, begin, end)) and begin <= end
         valid = valid and type(dtype) is str and len(shape) <= MOST_DIMENSIONS
+        valid = valid and is_possible(shape)
     except (ValueError, KeyError, TypeError):
         valid = False
     if not valid or (dtype in SIZES and end - begin != math.prod(shape) * SIZES[dtype]):
         raise ValueError(f"the shape or the offsets of tensor {name[:80]!r} are not valid")
     return Entry(dtype, shape, body + begin, body + end)
+
+
+def is_possible(shape: Sequence[int]) -> bool:
+    """Whether an array can have this shape: NumPy multiplies all sizes except those that are 0."""
+    return math.prod(max(1, size) for size in shape) <= _MOST_VALUES
 
 
 def make_header(

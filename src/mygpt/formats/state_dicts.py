@@ -249,7 +249,8 @@ def _own(path: Path, content: Mapping[Any, Any]) -> _Model | None:
     stated: dict[str, Any] = {}
     configs = [extra[name] for name in _CONFIGS if isinstance(extra.get(name), Mapping)]
     for entries in (extra, *configs):
-        stated |= {k: v for k, v in entries.items() if k in _NAMES and not isinstance(v, Mapping)}
+        named = {k: v for k, v in entries.items() if k in _NAMES and not isinstance(v, Mapping)}
+        stated |= _plain_fields(path, named, "configuration")
     vocabulary = partial(vocabularies.in_file, path, extra)
     return _Model(_OWN, tensors, stated, vocabulary, _origin("mygpt", path))
 
@@ -324,7 +325,8 @@ def _tables(tensors: Tensors) -> dict[str, Any]:
     rows = tensors.get("blocks.0.mha.W_Q.weight")
     if mask and mask.shape:
         shown["max_seq_len"] = mask.shape[-1]
-    if rows and cosines and cosines.dtype in READABLE and len(cosines.shape) == 2:
+    matrices = rows and cosines and len(rows.shape) == len(cosines.shape) == 2
+    if matrices and cosines.dtype in READABLE:
         table, half = cosines.read(), cosines.shape[1]
         angles = np.outer(np.arange(len(table)), 10_000.0 ** (-np.arange(half) / max(half, 1)))
         if (
@@ -408,8 +410,10 @@ def _training_figures(content: Mapping[Any, Any]) -> dict[str, Any]:
     if type(content.get("iter_num")) is int:
         figures["step"] = content["iter_num"]
     loss = content.get("best_val_loss")
-    if isinstance(loss, torch.Tensor) and loss.numel() == 1 and loss.is_floating_point():
-        loss = loss.item()
+    if isinstance(loss, torch.Tensor):
+        plain = loss.layout is torch.strided and not loss.is_nested and loss.device.type == "cpu"
+        single = plain and loss.is_floating_point() and loss.numel() == 1
+        loss = loss.item() if single else None
     if isinstance(loss, float) and math.isfinite(loss):
         figures["val_loss"] = loss
     return figures

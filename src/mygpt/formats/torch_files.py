@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import pickle
 import re
@@ -24,6 +25,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from mygpt.checkpoint.safetensors import is_possible
 from mygpt.errors import InputError, OutOfMemoryError
 from mygpt.file_access import open_regular
 from mygpt.formats.pickles import NotAllowed, check_pickle
@@ -106,8 +108,10 @@ def stored_tensors(path: Path, state: Any) -> dict[str, StoredTensor]:
             what = "a sparse, nested or quantized tensor"
         elif tensor.device.type != "cpu":
             what = "a tensor without values (on the meta device)"
-        elif tensor.nbytes > tensor.untyped_storage().nbytes():  # a stride of 0 repeats values
+        elif _bytes_of(tensor) > tensor.untyped_storage().nbytes():  # a stride of 0 repeats values
             what = "an expanded view, larger than its stored values"
+        elif not is_possible(tensor.shape):
+            what = "an empty tensor of too large a shape"
         if what is not None:
             raise InputError(
                 f"{path}: {name!r:.80} is {what}, not a plain tensor with a name: save "
@@ -119,6 +123,11 @@ def stored_tensors(path: Path, state: Any) -> dict[str, StoredTensor]:
     if sum(tensor.nbytes for tensor in state.values()) > 3 * path.stat().st_size:
         raise InputError(f"{path} is damaged: its tensors are larger than the file; copy it again")
     return found
+
+
+def _bytes_of(tensor: Any) -> int:
+    """The bytes of a tensor's values; torch's own count overflows at 2**63."""
+    return int(math.prod(tensor.shape) * tensor.element_size())
 
 
 def _copy(tensor: Any, out: NDArray[np.float32]) -> None:

@@ -5,12 +5,14 @@ Each function gives the tokenizer for a model of `vocab_size` ids, and a note fo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mygpt.errors import InputError
 from mygpt.formats.torch_files import read_plain_pickle
+from mygpt.json_objects import STATE, parse_object
 from mygpt.tokenization import (
     CharTokenizer,
     Tokenizer,
@@ -31,14 +33,25 @@ def in_file(
     for name in _ENTRIES:
         kept = content.get(name)
         if isinstance(kept, Mapping) and "kind" in kept:
-            return from_state(dict(kept)), None
+            return from_state(_json_of(path, kept)), None
         if isinstance(kept, Mapping):  # words by id, or ids by word
             by_word = all(type(value) is int for value in kept.values())
             words = {v: k for k, v in kept.items()} if by_word else dict(kept)
-            kept = [words.get(n) for n in range(len(words))]
+            complete = all(n in words for n in range(len(words)))
+            kept = [words[n] for n in range(len(words))] if complete else None
         if isinstance(kept, (str, list, tuple)) and len(kept) == vocab_size:
             return _of_words(path, [str(word) for word in kept]), None
     return _in_folder(path, vocab_size)
+
+
+def _json_of(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    """A tokenizer's state as JSON values; `InputError` if it has others, such as tensors."""
+    try:
+        return parse_object(json.dumps(dict(state)), STATE)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: the tokenizer in it is not JSON ({error!s:.80}): give --tokenizer PATH"
+        ) from None
 
 
 def _of_words(path: Path, words: list[str]) -> Tokenizer:
