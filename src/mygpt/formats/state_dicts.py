@@ -325,8 +325,12 @@ def _tables(tensors: Tensors) -> dict[str, Any]:
     rows = tensors.get("blocks.0.mha.W_Q.weight")
     if mask and mask.shape:
         shown["max_seq_len"] = mask.shape[-1]
-    matrices = rows and cosines and len(rows.shape) == len(cosines.shape) == 2
-    if matrices and cosines.dtype in READABLE:
+    if (
+        rows
+        and cosines
+        and len(rows.shape) == len(cosines.shape) == 2
+        and cosines.dtype in READABLE
+    ):
         table, half = cosines.read(), cosines.shape[1]
         angles = np.outer(np.arange(len(table)), 10_000.0 ** (-np.arange(half) / max(half, 1)))
         if (
