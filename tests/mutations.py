@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
+import math
 import random
 from typing import Any
+
+from mygpt.checkpoint.safetensors import METADATA, SIZES
 
 
 def forged(header: bytes, body: bytes) -> bytes:
@@ -52,6 +56,42 @@ def mutated_json(value: Any, rng: random.Random) -> Any:
         with contextlib.suppress(ValueError):  # a part: JSON inside JSON
             return json.dumps(mutated_json(json.loads(value), rng), separators=(",", ":"))
     return rng.choice(STRANGE)
+
+
+def replaced(value: Any, rng: random.Random) -> Any:
+    """The same JSON value with one place replaced, each with the same probability.
+
+    The new value is a strange one, or that of another place.
+    """
+    root = [copy.deepcopy(value)]
+    places: list[tuple[Any, Any]] = []
+    waiting: list[Any] = [root]
+    while waiting:
+        holder = waiting.pop()
+        keys = list(holder) if isinstance(holder, dict) else range(len(holder))
+        places += [(holder, key) for key in keys]
+        waiting += [holder[key] for key in keys if isinstance(holder[key], (dict, list))]
+    (holder, key), (other, place) = rng.choice(places), rng.choice(places)
+    strange = rng.random() < 0.7
+    holder[key] = rng.choice(STRANGE) if strange else copy.deepcopy(other[place])
+    return root[0]
+
+
+def with_offsets(values: dict[str, Any], body: bytes) -> tuple[bytes, bytes]:
+    """A safetensors header whose offsets follow from types and shapes, and a body for it."""
+    reached, most = 0, 2**14
+    for name, entry in values.items():
+        if name == METADATA or not isinstance(entry, dict):
+            continue
+        shape, dtype = entry.get("shape"), entry.get("dtype")
+        if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in shape):
+            continue
+        size = math.prod(shape) * (SIZES.get(dtype, 1) if isinstance(dtype, str) else 1)
+        if size < most:
+            entry["data_offsets"] = [reached, reached + size]
+            reached += size
+    header = json.dumps(values, separators=(",", ":")).encode()
+    return header, body[:reached].ljust(reached, b"\0")
 
 
 def noise(header: bytes, rng: random.Random) -> bytes:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from fuzzing import Mutate, Refused, folder, refusals
-from mutations import forged, mutated_json, noise
+from mutations import forged, mutated_json, noise, replaced, with_offsets
 from mygpt.checkpoint.model_file import read_checkpoint, write_checkpoint
 from mygpt.checkpoint.parameter_shapes import parameter_shapes
+from mygpt.checkpoint.safetensors import METADATA
 from mygpt.core.config import GPTConfig
 from mygpt.tokenization import ByteTokenizer, CharTokenizer, Tokenizer, WordTokenizer
 
@@ -112,5 +113,18 @@ def mutated(data: bytes, rng: random.Random, mutate: Mutate) -> bytes:
     except (ValueError, RecursionError):
         return forged(mutate(header), body)
     for _ in range(rng.randrange(1, 4)):
-        values = mutated_json(values, rng)
+        values = _changed(values, rng)
+    if rng.random() < 0.3 and isinstance(values, dict):
+        return forged(*with_offsets(values, body))
     return forged(json.dumps(values, separators=(",", ":")).encode(), body)
+
+
+def _changed(header: Any, rng: random.Random) -> Any:
+    """The header with one change, often in a part, which is JSON in JSON."""
+    parts = header.get(METADATA) if isinstance(header, dict) else None
+    if rng.random() < 0.6 and isinstance(parts, dict) and parts:
+        name = rng.choice(list(parts))
+        with contextlib.suppress(ValueError, TypeError):
+            text = json.dumps(replaced(json.loads(parts[name]), rng), separators=(",", ":"))
+            return {**header, METADATA: {**parts, name: text}}
+    return rng.choice((mutated_json, replaced))(header, rng)

@@ -23,7 +23,7 @@ from uvicorn.server import ServerState
 
 from fuzzing import Mutate
 from fuzzing.container import model
-from mutations import mutated_json
+from mutations import mutated_json, replaced
 from mygpt.checkpoint.model_file import Checkpoint
 from mygpt.decode.writer import Writer
 from mygpt.server import app as server_app
@@ -196,7 +196,7 @@ def mutated(data: bytes, rng: random.Random, mutate: Mutate) -> bytes:
         except (ValueError, RecursionError):
             return head + between + mutate(body)
         for _ in range(rng.randrange(1, 4)):
-            values = mutated_json(values, rng)
+            values = rng.choice((mutated_json, replaced))(values, rng)
         body = json.dumps(values).encode()
     else:
         body = mutate(body)

@@ -9,11 +9,11 @@ import random
 from functools import cache
 from pathlib import Path
 
-from fuzzing import LONGEST, Mutate, Refused, folder, refusals
+from fuzzing import Mutate, Refused, folder, refusals
 from fuzzing.container import model
-from mutations import mutated_json, noise
+from mutations import mutated_json, noise, replaced, with_offsets
 from mygpt.checkpoint.model_file import Checkpoint
-from mygpt.checkpoint.safetensors import METADATA, SIZES, make_header
+from mygpt.checkpoint.safetensors import METADATA, make_header
 from mygpt.formats.hugging_face import find_tensors, read_hugging_face, write_hugging_face
 from mygpt.tokenization import CharTokenizer
 
@@ -90,27 +90,11 @@ def mutated(data: bytes, rng: random.Random, mutate: Mutate) -> bytes:
     except (ValueError, RecursionError):
         return _joined(mutate(header), body)
     for _ in range(rng.randrange(1, 4)):
-        values = mutated_json(values, rng)
+        values = rng.choice((mutated_json, replaced))(values, rng)
     if rng.random() < 0.5 and isinstance(values, dict):
-        return _with_offsets(values, body)
+        return _joined(*with_offsets(values, body))
     return _joined(json.dumps(values).encode(), body)
 
 
 def _joined(header: bytes, body: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + body
-
-
-def _with_offsets(values: dict, body: bytes) -> bytes:
-    """With offsets that follow from types and shapes, and a body of that length."""
-    reached = 0
-    for name, entry in values.items():
-        if name == METADATA or not isinstance(entry, dict):
-            continue
-        shape, dtype = entry.get("shape"), entry.get("dtype")
-        if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in shape):
-            continue
-        size = math.prod(shape) * (SIZES.get(dtype, 1) if isinstance(dtype, str) else 1)
-        if size < LONGEST:
-            entry["data_offsets"] = [reached, reached + size]
-            reached += size
-    return _joined(json.dumps(values).encode(), body[:reached].ljust(reached, b"\0"))

@@ -7,7 +7,7 @@ import random
 
 from fuzzing import Mutate, Refused, folder, refusals
 from fuzzing.container import used
-from mutations import mutated_json
+from mutations import mutated_json, replaced
 from mygpt.formats.tokenizers import read_tokenizer
 from mygpt.tokenization import (
     ByteTokenizer,
@@ -97,5 +97,5 @@ def mutated(data: bytes, rng: random.Random, mutate: Mutate) -> bytes:
     if rng.random() < 0.3:
         return mutate(data)
     for _ in range(rng.randrange(1, 4)):
-        values = mutated_json(values, rng)
+        values = rng.choice((mutated_json, replaced))(values, rng)
     return json.dumps(values).encode()

@@ -214,9 +214,9 @@ class TokenizerFile:
         plain = (token["content"] for token in self.added if not token["special"])
         return {token for token in chain(made, plain) if token in names}
 
-    def ids_around(self, side: Literal["cls", "sep"]) -> list[Any]:
+    def ids_around(self, side: Literal["cls", "sep"]) -> list[int]:
         """The ids that its post-processor adds before ("cls") or after a text, outer first."""
-        found: list[Any] = []
+        found: list[int] = []
         with complete_json():
             step = self.description.get("post_processor") or {}
             for each in step.get("processors", [step]):
@@ -229,6 +229,12 @@ class TokenizerFile:
                         break
                     found += each["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
                     limit("tokens around a text", len(found), MOST_AROUND)
+        for number in found:
+            if type(number) is not int:
+                raise InputError(
+                    f"the tokenizer's post_processor has the id {number!r:.40}: ids must be "
+                    "integers"
+                )
         return found
 
     def byte_tokens(self, vocab_size: int) -> list[bytes]:
