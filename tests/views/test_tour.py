@@ -30,8 +30,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
-NAMES = ["Loop", "Greedy", "Sampling", "Temperature", "Top-k", "Window", "Drift"]
-SECTIONS = ["15.1", "15.3", "15.4", "15.5", "15.6", "15.7", "15.9"]
+NAMES = ["Loop", "Greedy", "Sampling", "Temperature", "Top-k", "Top-p", "Window", "Drift"]
+SECTIONS = ["15.1", "15.3", "15.4", "15.5", "15.6", "15.11", "15.7", "15.9"]
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +95,28 @@ def logits_after(model, words: list[str]) -> torch.Tensor:
     return logits[0, -1]
 
 
-def numbers(model, words: list[str], temperature: float, k: int) -> list[list[str]]:
-    """The table as the chapter computes it (section 15.7)."""
+def numbers(model, words: list[str], temperature: float, k: int, p: float = 1.0) -> list[list[str]]:
+    """The table as the chapter computes it (section 15.7), with top-p (section 15.11)."""
     logits = logits_after(model, words)
     divided = logits / temperature
     if k:
         largest, _ = torch.topk(divided, k)
         divided = divided.masked_fill(divided < largest[-1], -float("inf"))
+    for word, _ in kept_by_top_p(divided, p)[1]:
+        divided[VOCAB.index(word)] = -float("inf")
     rows = zip(VOCAB, logits, divided, torch.softmax(divided, dim=-1), strict=True)
     return [[word, shown(a), shown(b), f"{float(c):.3f}"] for word, a, b, c in rows]
+
+
+def kept_by_top_p(logits: torch.Tensor, p: float) -> tuple[list, list]:
+    """Words with their probabilities, the most probable first: those kept, and those dropped."""
+    probs = torch.softmax(logits, dim=-1).tolist()
+    rows = sorted(zip(VOCAB, probs, strict=True), key=lambda row: -row[1])
+    kept, total = 0, 0.0
+    while kept < len(rows) and total < p:
+        total += rows[kept][1]
+        kept += 1
+    return rows[:kept], rows[kept:]
 
 
 def shown(logit: torch.Tensor) -> str:
@@ -113,17 +126,17 @@ def shown(logit: torch.Tensor) -> str:
 
 def test_the_tour_goes_through_the_chapter(browser, tour, model):
     """Each step has its section, some sentences, its settings, and the chapter's numbers."""
-    settings = dict.fromkeys(NAMES, (1, 0)) | {"Temperature": (5, 0), "Top-k": (5, 2)}
-    settings |= dict.fromkeys(["Greedy", "Window", "Drift"], (1, 1))
+    settings = dict.fromkeys(NAMES, (1, 0, 1)) | {"Temperature": (5, 0, 1), "Top-k": (5, 2, 1)}
+    settings |= {"Top-p": (5, 0, 0.9)} | dict.fromkeys(["Greedy", "Window", "Drift"], (1, 1, 1))
     page = Tour(browser, tour)
     for number, name in enumerate(NAMES):
         page.until(lambda name=name: page.find(".tour-names [aria-current]").text == name)
         page.until(lambda: page.texts() == ["I"])
         assert page.find("#tour-title").text.split()[0] == SECTIONS[number]
         assert 2 <= len(page.all(".tour-words p")) <= 3
-        temperature, k = settings[name]
-        assert (page.setting("temperature"), page.setting("top_k")) == (temperature, k)
-        wanted = numbers(model, ["I"], temperature, k)
+        temperature, k, p = settings[name]
+        assert [page.setting(f) for f in ("temperature", "top_k", "top_p")] == [temperature, k, p]
+        wanted = numbers(model, ["I"], temperature, k, p)
         page.until(lambda wanted=wanted: page.table()[1:] == wanted)
         assert page.table()[0] == ["token", "logit", f"logit / {temperature}", "softmax"]
         page.click("tour-next")
@@ -173,6 +186,27 @@ def test_position_9_of_experiment_33_drifts(browser, tour):
     assert "past the trained length" in page.find("#columns .readout").text
 
 
+def test_the_line_under_top_p_adds_up_what_is_kept(browser, tour, model):
+    """The page said what top-p does, but not which tokens it keeps and why so many."""
+    page = Tour(browser, tour)
+    assert page.find("#kept").text == ""
+    page.go("Top-p")
+    counts = []
+    for temperature, p in [(5, 0.9), (1, 0.9), (100, 0.9), (5, 0.5)]:
+        page.set(temperature=temperature, top_p=p)
+        kept, _ = kept_by_top_p(logits_after(model, ["I"]) / temperature, p)
+        parts = " + ".join(f"‘{word}’ {100 * prob:.1f}%" for word, prob in kept)
+        total = f" = {100 * sum(prob for _, prob in kept):.1f}%" if len(kept) > 1 else ""
+        wanted = f"Now it keeps {len(kept)} of 4 tokens: {parts}{total}."
+        page.until(lambda wanted=wanted: page.find("#kept").text == wanted)
+        counts.append(len(kept))
+    assert counts[1:3] == [1, 4]
+    for off in ({"top_p": 1}, {"top_p": 0.5, "temperature": 0}):
+        page.set(**off)
+        page.until(lambda: page.find("#kept").text == "")
+    assert page.errors() == []
+
+
 def test_the_window_step_crops_the_text(browser, tour):
     page = Tour(browser, tour)
     page.go("Window")
@@ -186,7 +220,7 @@ def test_the_window_step_crops_the_text(browser, tour):
 def test_by_keyboard_alone(browser, tour):
     page = Tour(browser, tour)
     focused = page.find(".tour-names button")
-    focused.send_keys(Keys.TAB * 7)  # over the other names, to the buttons
+    focused.send_keys(Keys.TAB * len(NAMES))  # over the other names, to the buttons
     page.browser.switch_to.active_element.send_keys(Keys.TAB, Keys.ENTER)
     active = page.browser.switch_to.active_element
     assert active.get_attribute("id") == "tour-next"
@@ -235,6 +269,8 @@ def test_of_a_large_vocabulary_the_likeliest_and_the_next_token_are_shown(browse
             likeliest = list(page.bars())[:5]
             shown = page.browser.execute_script(script, ".tour-table tbody th")
             assert shown[:5] == [f"t{n}" for n in likeliest]
+        page.set(top_p=0.5)
+        page.until(lambda: "of 100 tokens, together 5" in page.find("#kept").text)
 
 
 def test_without_the_tour_the_page_is_the_playground(browser):

@@ -37,9 +37,9 @@ def play(
 ) -> None:
     """Show how a GPT generates: a guided tour of the tutorial's chapter 15, in the browser.
 
-    Without RUN it trains the chapter's model of four words in a few seconds. The tour has seven
-    steps: loop, greedy, sampling, temperature, top-k, window, drift. Only this machine can reach
-    the page. Ctrl-C ends it.
+    Without RUN it trains the chapter's model of four words in a few seconds. The tour has eight
+    steps: loop, greedy, sampling, temperature, top-k, top-p, window, drift. Only this machine can
+    reach the page. Ctrl-C ends it.
 
     Example: mygpt play runs/poems --port 8001 --no-open
     """

@@ -1,9 +1,18 @@
 // The sliders of the sampling settings, each with a number field and an explanation.
 
 import { make, setAttribute, setText } from "./dom.js";
-import { NEUTRAL, settingsError } from "./sampling.js";
+import {
+  GREEDY_BELOW,
+  NEUTRAL,
+  filterLogits,
+  likeliestFirst,
+  nucleus,
+  settingsError,
+} from "./sampling.js";
+import { grouped, percent, tokenName } from "./text.js";
 
 const MOST_TOP_K = 100;
+const MOST_ADDED = 4; // probabilities that are added up in words
 
 // In the order in which they are applied.
 const CONTROLS = [
@@ -33,7 +42,7 @@ const CONTROLS = [
     label: "Top-p",
     range: [0.01, 1, 0.01],
     neutral: 1,
-    words: "Keeps the smallest set of tokens with this total probability; 1 keeps all.",
+    words: "Keeps the most probable tokens, until they add up to this; 1 keeps all.",
   },
   {
     name: "min_p",
@@ -53,7 +62,8 @@ const PRESETS = [
 // Build the sliders into `element`; `onChange()` is called after each change.
 // Returns { settings(): SamplingConfig's fields, or null if a value is invalid;
 //           error(): why a value is invalid, or an empty string;
-//           set(values): sets the fields; those without a value are off }.
+//           set(values): sets the fields; those without a value are off;
+//           showKept(logits, ids, texts): what top-p keeps of these logits (V,) }.
 export function buildControls(element, { vocabSize, onChange }) {
   const fields = new Map();
   const error = make("p", { class: "error-line", role: "alert" });
@@ -77,12 +87,32 @@ export function buildControls(element, { vocabSize, onChange }) {
     ...CONTROLS.map((control) => buildControl(control, fields, vocabSize, changed)),
     error,
   );
+  const kept = make("p", { class: "control-words", id: "kept" });
+  fields.get("top_p").slider.after(kept);
   showPreset(presets, read());
   return {
     settings: () => (settingsError(read()) ? null : read()),
     error: () => settingsError(read()),
     set,
+    showKept: (logits, ids, texts) => setText(kept, keptWords(logits, read(), ids, texts)),
   };
+}
+
+// What top-p keeps, in words; empty where it is off or there is nothing to sample.
+// logits: (V,) of the model; ids: (T,), the text so far; texts: by id.
+function keptWords(logits, settings, ids, texts) {
+  const { temperature, top_p: p } = settings;
+  if (p === null || p >= 1 || temperature < GREEDY_BELOW) return "";
+  const open = filterLogits(logits, { ...settings, top_p: null, min_p: null }, ids);
+  const probs = nucleus(open, p);
+  const size = `${grouped(probs.length)} of ${grouped(logits.length)} tokens`;
+  const sum = percent(probs.reduce((total, prob) => total + prob, 0));
+  if (probs.length > MOST_ADDED) return `Now it keeps ${size}, together ${sum}.`;
+  const parts = likeliestFirst(open, probs.length).map(
+    (id, n) => `‘${tokenName(texts[id], id)}’ ${percent(probs[n])}`,
+  );
+  const total = parts.length > 1 ? ` = ${sum}` : "";
+  return `Now it keeps ${size}: ${parts.join(" + ")}${total}.`;
 }
 
 // Mark the preset that has these settings, if one has.

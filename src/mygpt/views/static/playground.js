@@ -300,6 +300,7 @@ class Playground {
     renderBars(parts.preview, barData(before, after, few, loop.texts), { next: next.id });
     renderStrip(parts.strip, { after, texts: loop.texts, ...next });
     const { settings } = choices;
+    this.sampling.showKept(prediction.logits, loop.story.ids, loop.texts);
     this.tour?.show({ story: loop.story, settings, after, next: next.id, texts: loop.texts });
     const about =
       `The page has the ${grouped(prediction.known)} most probable of ${grouped(before.length)} ` +

@@ -62,18 +62,21 @@ export function keepTopK(logits, k) {
 }
 
 // Keep the smallest set of most probable tokens whose total probability reaches p (nucleus).
+export function keepTopP(logits, p) {
+  return keepTopK(logits, nucleus(logits, p).length);
+}
+
+// The probabilities that top-p keeps, largest first.
 // In descending order of probability (lower ids first among equals), a token is kept if the sum
 // of those before it is below p; the first one is always kept.
-export function keepTopP(logits, p) {
+export function nucleus(logits, p) {
   const probs = softmax(Float64Array.from(logits).sort().reverse());
-  let kept = 0;
   let sum = 0;
-  for (const prob of probs) {
+  const end = probs.findIndex((prob) => {
     sum += prob;
-    if (sum - prob >= p) break;
-    kept += 1;
-  }
-  return keepTopK(logits, kept);
+    return sum - prob >= p;
+  });
+  return end < 0 ? probs : probs.subarray(0, end);
 }
 
 // Keep tokens with at least `minP` times the highest probability.

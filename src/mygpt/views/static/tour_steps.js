@@ -38,7 +38,7 @@ export function tourSteps(model) {
       settings: { top_k: 1 },
       words: [
         "Greedy decoding takes the largest logit; top_k=1 does the same, since every other logit " +
-          "becomes −∞ and its probability 0.",
+          "becomes −∞ and its probability 0. The button Greedy sets temperature 0: the same text.",
         "Press Run, then Start over and Run with another seed: the text is the same.",
         chapter ? "Seven new tokens complete the cycle: I love AI ! I love AI !" : "",
       ],
@@ -62,10 +62,14 @@ export function tourSteps(model) {
       title: "Temperature",
       settings: { temperature: chapter ? 5 : 2 },
       words: [
-        "The logits are divided by the temperature before softmax: compare the three columns.",
-        "The order of the tokens stays. Above 1 the probabilities come closer to each other, " +
-          "below 1 they move apart.",
+        "The logits are divided by the temperature before softmax: compare the three columns. The " +
+          "order of the tokens stays. Above 1 the probabilities come closer to each other, below 1 " +
+          "they move apart.",
         "Set the temperature to 0.5, to 2 and to 100 in its number field, and Run each time.",
+        chapter
+          ? "Of 1,000 such texts 977 keep the cycle at temperature 1, 631 at 2, 274 at 3, 40 at 5 " +
+            "and none at 100."
+          : "",
       ],
     },
     {
@@ -75,8 +79,22 @@ export function tourSteps(model) {
       settings: { temperature: chapter ? 5 : 2, top_k: chapter ? 2 : Math.min(5, size) },
       words: [
         "Top-k keeps the k largest logits and sets all others to −∞, so that their probability " +
-          "is exactly 0. The kept ones share what is free.",
+          "is exactly 0. The probabilities of the kept ones are divided by their sum: they add up " +
+          "to 1, in the same ratio as before.",
         `Set k to 1 (greedy) and to 0 (all ${grouped(size)} tokens) and compare the last column.`,
+      ],
+    },
+    {
+      name: "Top-p",
+      section: "15.11",
+      title: "Top-p sampling (exercise 3)",
+      settings: { temperature: chapter ? 5 : 2, top_p: 0.9 },
+      words: [
+        "Top-p keeps tokens from the most probable one on, until their probabilities add up to p, " +
+          "and drops the others. The line under Top-p in the settings shows the sum.",
+        "Where the model is sure, the first token is enough; where it is not, many are kept. Top-k " +
+          "keeps k tokens in both cases.",
+        "Set the temperature to 1 and then to 100: how many tokens are kept?",
       ],
     },
     windowStep(model),
@@ -138,10 +156,11 @@ function driftStep({ window, trained_length: trained }, chapter) {
         `${grouped(window)}, but no training step has used a position from ${grouped(known)} on ` +
         "(counted from 0).",
       chapter
-        ? "Press Run. Positions 0 to 8 keep the cycle; position 9 is the first that is predicted " +
-          "from an untrained position, and there the text drifts: AI, not love."
+        ? "Press Run. The word at position 8 is predicted from position 7 and keeps the cycle. The " +
+          "one at 9 is the first that is predicted from an untrained position: AI, not love."
         : "Press Run and look at the text after that position (underlined).",
-      "Context window and trained length are not the same.",
+      "Context window and trained length are not the same. Point at an underlined token, or click " +
+        "it: the model can be sure of a wrong one.",
     ],
   };
 }
