@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from mygpt import GPT, GPTConfig
+from bpe_samples import BPE
+from mygpt import GPT, CharTokenizer, GPTConfig, Writer
 from mygpt.errors import InputError
-from mygpt.evaluation.head_scores import KINDS, measure_heads
+from mygpt.evaluation.head_scores import KINDS, is_text, measure_heads
 from mygpt.evaluation.inside import read_activations
+from mygpt.evaluation.snapshot import Probe
 from shapes import CONFIGS, LLAMA, build, own_forward
 
 WINDOW = 12
@@ -91,6 +93,32 @@ def test_the_tokens_are_a_function_of_the_seed():
     first, again, other = (measure_heads(model, seed=seed) for seed in (1, 1, 2))
     assert (first.ids == again.ids).all()
     assert (first.ids != other.ids).any()
+
+
+def test_the_tokens_are_text():
+    """Two fifths of a vocabulary of 512 were bytes that no text has: heads scored less for them."""
+    others = [i for i in range(BPE.vocab_size) if not is_text(BPE, i)]
+    # 128 bytes of longer characters, the control characters but two, and the end of text.
+    assert sum(i <= BPE.end_of_text for i in others) == 128 + 31 + 1
+    assert not np.isin(BPE.encode_array("Ab\n\t ~1"), others).any()
+    model = build(GPTConfig(BPE.vocab_size, 8, 2, 1, max_seq_len=64))
+    assert np.isin(measure_heads(model).ids, others).any()
+    writer = Writer(model, BPE)
+    assert not np.isin(writer.head_scores().ids, others).any()
+    text = "the quick brown fox jumps over the lazy dog, and again: THE QUICK BROWN FOX"
+    tokens = BPE.encode_array(text)
+    found = writer.head_scores(text=text)
+    assert len(set(tokens.tolist())) > 32
+    assert np.isin(found.ids, tokens).all()
+    scores = Probe(tokens, BPE, model.config, 16).measure(model)["scores"]
+    np.testing.assert_allclose(scores["induction"], found.scores["induction"], atol=1e-4)
+
+
+def test_where_too_few_tokens_are_text_others_are_used():
+    model = build(GPTConfig(6, 8, 2, 1, max_seq_len=12))
+    found = Writer(model, CharTokenizer("\x00\x01\x02\x03ab")).head_scores()
+    for row in found.ids[:, :6].tolist():
+        assert sorted(row) == list(range(6))
 
 
 def test_a_window_of_one_token_and_another_forward_are_refused():

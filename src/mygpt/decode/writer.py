@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
@@ -166,15 +167,24 @@ class Writer:
             drafts_from=self._drafts_from,
         )
 
-    def head_scores(self, *, seed: int = 0) -> HeadScores:
+    def head_scores(self, *, seed: int = 0, text: str | None = None) -> HeadScores:
         """Which heads attend to the previous token, the same token before, or the one after that.
 
-        Measured on random tokens that are repeated, which `seed` draws; see
+        Measured on random tokens that are repeated; see
         `mygpt.evaluation.head_scores.HeadScores`.
-        """
-        from mygpt.evaluation.head_scores import measure_heads
 
-        return measure_heads(self.backend.read_only_model, seed=seed)
+        Args:
+            seed: draws the tokens.
+            text: they are drawn from its tokens, so that the model's training text leaves out
+                tokens that no training step has used. None draws from all tokens that are text:
+                no control tokens, no parts of characters.
+        """
+        from mygpt.evaluation.head_scores import is_text, measure_heads
+
+        among: Callable[[int], bool] = partial(is_text, self.tokenizer)
+        if text is not None:
+            among = frozenset(self.tokenizer.encode_array(text).tolist()).__contains__
+        return measure_heads(self.backend.read_only_model, seed=seed, among=among)
 
     def _make_drafts(self) -> Drafts:
         """Drafts from the table, if there is one that can be used, and from the text itself."""

@@ -7,7 +7,9 @@ Letters: B rows, T time, N blocks, H heads, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from mygpt.evaluation.activations import (
     require_standard_forward,
     run_blocks,
 )
+from mygpt.tokenization import Tokenizer
 
 # The kinds of heads by the names of TransformerLens, and the name of a head that is of the kind.
 KINDS = {
@@ -71,7 +74,9 @@ class HeadScores:
         return {(block, head): kinds[best[block, head]] for block, head in found}
 
 
-def measure_heads(model: GPT, *, seed: int = 0) -> HeadScores:
+def measure_heads(
+    model: GPT, *, seed: int = 0, among: Callable[[int], bool] | None = None
+) -> HeadScores:
     """Scores of all heads, on random tokens that are repeated.
 
     All tokens of a row's first half are different, so that each has one earlier equal in the
@@ -80,12 +85,14 @@ def measure_heads(model: GPT, *, seed: int = 0) -> HeadScores:
     Args:
         model: run without dropout.
         seed: of the random tokens.
+        among: whether a token may be one of them; None is any. Tokens that no training step has
+            used lower the scores: in byte-level BPE of a small text they are many.
 
     Raises:
         InputError: for a window of one token, or a model with another forward.
     """
     require_standard_forward(model)
-    ids = _repeated_tokens(model, seed)
+    ids = _repeated_tokens(model, seed, among)
     targets = {kind: _targets(ids, kind) for kind in KINDS}
     found: dict[str, list[Floats]] = {kind: [] for kind in KINDS}
     rows, time = ids.shape
@@ -112,16 +119,33 @@ def measure_heads(model: GPT, *, seed: int = 0) -> HeadScores:
     )
 
 
-def _repeated_tokens(model: GPT, seed: int) -> Tensor:
-    """Random tokens, twice: (B, T)."""
+def is_text(tokenizer: Tokenizer, token: int) -> bool:
+    """Whether a token is text by itself: no control token or character, no part of a character.
+
+    Of byte-level BPE with 512 tokens, 160 are not: each byte has one.
+    """
+    if token in tokenizer.control or token >= tokenizer.vocab_size:
+        return False
+    text = tokenizer.decode([token])
+    shown = all(char.isprintable() or char in "\n\t" for char in text)
+    return text != "" and shown and "\ufffd" not in text
+
+
+def _repeated_tokens(model: GPT, seed: int, among: Callable[[int], bool] | None) -> Tensor:
+    """Random tokens, twice: (B, T). Where `among` allows too few, others are used too."""
     half = min(model.config.vocab_size, model.config.max_seq_len // 2, _MOST_DISTINCT)
     if half == 0:
         raise InputError("heads are measured on repeated tokens: a window of 1 token has none")
     generator = torch.Generator().manual_seed(seed)
-    rows = [
-        torch.randperm(model.config.vocab_size, generator=generator)[:half] for _ in range(_ROWS)
-    ]
-    return torch.stack(rows).repeat(1, 2)
+    rows = []
+    for _ in range(_ROWS):
+        ids = torch.randperm(model.config.vocab_size, generator=generator).tolist()
+        if among is not None:
+            allowed = list(islice(filter(among, ids), half))
+            missing = half - len(allowed)
+            ids = allowed + list(islice((i for i in ids if i not in allowed), missing))
+        rows.append(ids[:half])
+    return torch.tensor(rows).repeat(1, 2)
 
 
 def _targets(ids: Tensor, kind: str) -> Tensor:

@@ -138,6 +138,7 @@ class Probe:
         self._inputs = passage[:-1].view(rows, seq_len)  # (B, T)
         self._targets = passage[1:].view(rows, seq_len)
         counts = np.bincount(np.asarray(tokens[:_MOST_COUNTED]), minlength=config.vocab_size)
+        self._used = frozenset(np.flatnonzero(counts).tolist())
         shown = np.argsort(-counts, kind="stable")[:MOST_SHOWN]
         self._shown = torch.from_numpy(shown[counts[shown] > 0])  # (K,)
         self._names = [tokenizer.decode([i])[:_LONGEST_NAME] for i in self._shown.tolist()]
@@ -149,7 +150,7 @@ class Probe:
 
     def measure(self, model: GPT) -> dict[str, Any]:
         """All of a snapshot but step, time and sample, as JSON values; draws no random number."""
-        heads = measure_heads(model)
+        heads = measure_heads(model, among=self._used.__contains__)
         by_depth = _losses_by_depth(model, self._inputs, self._targets)  # (N + 1, B T)
         counts = np.bincount(self._kind_of_target)
         sums = np.bincount(self._kind_of_target, by_depth[-1])
