@@ -122,7 +122,7 @@ function windowStep({ window, trained_length: trained }) {
       `The model reads at most ${counted(window, "token")}, its context window.`,
       longer > MOST_TOKENS
         ? "Once a text is longer, line 1 crops it, and its first tokens have no influence any more."
-        : "Press Run: once the text is longer, line 1 crops it, and the first tokens (grey) have " +
+        : "Press Run: once the text is longer, line 1 crops it, and the first tokens (pale) have " +
           "no influence any more.",
       trained && trained < window
         ? "The line in the strip under the text marks another length: the longest in training."
