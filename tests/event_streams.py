@@ -65,7 +65,7 @@ def evaluated(number: int) -> Evaluated:
 def finished(number: int, run: Path = Path("runs/poems"), signal: int | None = None) -> Finished:
     return Finished(
         run, run / "best.safetensors", number, 2.0, 2.1, number, 3.9, 3.1, 0.5 * number, signal,
-        verdict="it has settled",
+        verdict="the loss has stopped falling",
     )  # fmt: skip
 
 

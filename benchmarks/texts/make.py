@@ -1,7 +1,7 @@
 """Make the benchmark's texts from Debian packages, CPython and installed Python packages.
 
 Nothing of the texts is stored in the repository, only how each is made; the digest that is printed
-tells whether two machines have the same texts. Debian packages are downloaded and unpacked into the
+shows whether two machines have the same texts. Debian packages are downloaded and unpacked into the
 folder, not installed.
 
 Usage: python -m benchmarks.texts.make FOLDER [--shakespeare tinyshakespeare.txt]

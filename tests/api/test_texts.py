@@ -123,7 +123,7 @@ def test_what_is_no_text_is_refused_and_nothing_is_written(
 
 
 def test_how_files_are_read_is_no_option_of_texts(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="leave out files, encoding"):
+    with pytest.raises(InputError, match="omit files, encoding"):
         mygpt.train("a.txt", texts=["a"], encoding="latin-1")
 
 

@@ -81,7 +81,7 @@ def test_train_quiet_prints_nothing(shell: Shell) -> None:
     assert shell("train", "fox.txt", *TINY, "--steps", 2, "--quiet") == (0, "", "")
 
 
-def test_train_resume_goes_on(shell: Shell) -> None:
+def test_train_resume_continues_a_run(shell: Shell) -> None:
     shell("train", "fox.txt", *TINY, "--steps", 4, "--output", "ckpt.pt")
     out = shell.printed("train", "--resume", "ckpt.pt", "--steps", 6)
     assert "resuming after step 4" in out
@@ -232,7 +232,7 @@ def test_train_without_memory_ends_with_code_4(shell: Shell) -> None:
 
 
 @pytest.mark.processes
-def test_ctrl_c_saves_says_how_to_go_on_and_ends_with_130(tmp_path: Path) -> None:
+def test_ctrl_c_saves_prints_how_to_resume_and_ends_with_130(tmp_path: Path) -> None:
     command = [*COMMAND, "train", "fox.txt", *TINY, "--steps", "1000000", "--print-every", "1"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

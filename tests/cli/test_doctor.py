@@ -693,7 +693,7 @@ def test_a_link_or_a_pipe_in_a_run_is_named_and_nothing_is_written(
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe"])
-def test_training_anew_refuses_a_folder_that_holds_only_a_lock_that_is_none(
+def test_a_new_training_refuses_a_folder_whose_lock_is_not_a_file(
     tmp_path: Path, kind: str
 ) -> None:
     """A clone with a link runs/poems/.lock: plain `mygpt train poems.txt` emptied its target."""

@@ -35,7 +35,7 @@ def test_a_narrow_encoding_does_not_end_a_training(tmp_path: Path) -> None:
 
 
 def test_info_of_a_file_with_little_provenance(tmp_path: Path, shell: Shell) -> None:
-    """Whatever stands in the provenance, `info` shows what it understands."""
+    """Whatever is in the provenance, `info` shows the entries that it knows."""
     model, tokenizer = mygpt.GPT(3, 8, 2, 1), mygpt.CharTokenizer("abc")
     for odd in ({"command": "x"}, {"step": 5}, {"corpus": {}}, {"loss": "low"}, {"val_loss": []}):
         mygpt.save_checkpoint(tmp_path / "x.pt", model, tokenizer, odd)
@@ -88,7 +88,7 @@ def test_a_program_that_calls_main_survives_a_broken_pipe(
 
 
 @pytest.mark.kernels
-def test_a_demo_that_was_gone_on_with_is_not_replaced(
+def test_a_resumed_demo_is_not_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shell: Shell
 ) -> None:
     """It still counted as a demo, and the next demo deleted it."""

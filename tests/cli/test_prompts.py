@@ -159,7 +159,7 @@ def test_characters_that_the_model_does_not_know(shell: Command, command: str) -
     """They ended everything: the message names the way on."""
     code, out, err = shell(command, "-p", "Die 🙂Bären")
     assert (code, out) == (2, "")
-    assert err.endswith("; --unknown drop leaves them out\n")
+    assert err.endswith("; --unknown drop removes them\n")
     code, out, err = shell(command, "-p", "Die 🙂Bären§", "--unknown", "drop")
     assert (code, out[:9]) == (0, "Die Bären")
     assert err == "note: the model does not know '🙂' U+1F642, '§' U+00A7: removed from the text\n"
@@ -167,7 +167,7 @@ def test_characters_that_the_model_does_not_know(shell: Command, command: str) -
 
 def test_the_writer_leaves_them_out_where_it_is_asked_to(run: Path) -> None:
     writer = load(run)
-    with pytest.raises(UnknownTokenError, match=r'unknown="drop" leaves them out'):
+    with pytest.raises(UnknownTokenError, match=r'unknown="drop" removes them'):
         writer.complete("Die 🙂", 2)
     with pytest.raises(InputError, match="choose error or drop"):
         writer.complete("Die", 2, unknown="keep")
@@ -190,7 +190,7 @@ def test_lines_of_a_conversation(
     lines = iter(["Die 🙂"])
     code, out, err = shell("generate")
     assert (code, out) == (0, "")
-    assert "--unknown drop leaves them out" in err
+    assert "--unknown drop removes them" in err
 
 
 def _end() -> str:

@@ -174,14 +174,14 @@ def test_a_draft_that_breaks_its_row_changes_nothing():
 
 
 def test_the_tables_model_is_the_n_gram_model_of_the_evaluation():
-    """Its probabilities give the loss that `ngram_losses` computes, where nothing is left out."""
+    """Its probabilities give the loss that `ngram_losses` computes, where no context is omitted."""
     generator = np.random.default_rng(1)
     text = repetitive(generator, 5, 400)
     train, test = text[:350], text[350:]
     table = DraftTable.count(train, 5)
     (expected,) = ngram_losses(train, test, 5, (ORDER,))
     found = [-np.log(table.probabilities(text[: 350 + n])[token]) for n, token in enumerate(test)]
-    # Contexts that occurred once are left out of the table: the losses are near, not equal.
+    # Contexts that occurred once are omitted from the table: the losses are near, not equal.
     assert abs(np.mean(found) - expected) < 0.05
     assert abs(sum(table.probabilities(text[:200])) - 1) < 1e-5
 

@@ -322,7 +322,7 @@ def test_a_row_without_a_token_has_no_text() -> None:
 
 
 @pytest.mark.kernels
-def test_going_on_from_a_model_that_no_token_ends_is_said(tmp_path: Path) -> None:
+def test_fine_tuning_a_model_without_an_end_of_text_token_gets_a_note(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abba " * 60)
     notes, listener = note_list()
     mygpt.train(

@@ -67,7 +67,7 @@ def test_the_oldest_releases_are_those_of_the_requirements() -> None:
 
 @pytest.mark.slow
 def test_the_wheel_has_every_file_of_the_package(tmp_path: Path, at_a_fixed_date: None) -> None:
-    """One that the package reads at run time, such as a page's script, was easily left out."""
+    """One that the package reads at run time, such as a page's script, was easily omitted."""
     wheel = zipfile.ZipFile(tmp_path / buildapi.build_wheel(str(tmp_path)))
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
     files = (path for path in SOURCES.joinpath("mygpt").rglob("*") if path.is_file())

@@ -51,7 +51,7 @@ def test_every_public_name_exists():
 
 @pytest.mark.slow
 def test_importing_any_module_prints_nothing():
-    """Importing has no side effects: no output here. Kernels are left out: it compiles them."""
+    """Importing has no side effects: no output here. Kernels are excluded: that compiles them."""
     kernels = {*DECODING.sources, *TRAINING.sources} - {"mygpt.cpu.common.layout"}
     names = {m.name for m in pkgutil.walk_packages(mygpt.__path__, "mygpt.")} - kernels
     assert "mygpt.decode.tokens" in names

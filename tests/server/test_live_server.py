@@ -193,7 +193,7 @@ def test_a_port_in_use_is_replaced_by_a_free_one(server, monkeypatch):
     other.close(0.0)
 
 
-def test_a_machine_that_cannot_listen_is_told_in_one_line(monkeypatch):
+def test_a_machine_that_cannot_listen_is_reported_in_one_line(monkeypatch):
     monkeypatch.setattr(live, "HOST", "192.0.2.1")  # reserved for documentation
     with pytest.raises(InputError, match=r"no page can be served at 192\.0\.2\.1: .*: omit --open"):
         LiveServer(FILES, lambda: None)

@@ -223,7 +223,7 @@ def test_characters_outside_the_vocabulary_are_refused_with_a_remedy(
     (tmp_path / "new.txt").write_text("hello €world\n" * 9)
     assert code_of("eval", chars, tmp_path / "new.txt") == 2
     assert "'€' (U+20AC" in (error := capsys.readouterr().err)
-    assert error.endswith("; --unknown drop leaves them out\n")
+    assert error.endswith("; --unknown drop removes them\n")
     assert code_of("eval", chars, tmp_path / "new.txt", "--unknown", "drop") == 0
     shown = capsys.readouterr().out
     assert "note: the model does not know '€' U+20AC: removed from the text" in shown

@@ -40,7 +40,7 @@ def test_a_model_of_format_1_is_read() -> None:
     assert provenance(FORMAT_1 / "best.safetensors")["mygpt"] == "0.1.0"
 
 
-def test_a_run_of_format_1_goes_on(runs: Runs) -> None:
+def test_a_run_of_format_1_resumes(runs: Runs) -> None:
     """Its state knows nothing of threads, guards and plans, and its step counts are rows."""
     run = shutil.copytree(FORMAT_1, runs / "run")
     (runs / "hello.txt").write_text("hello world, hello model\n" * 40)
@@ -75,7 +75,7 @@ def test_with_both_states_damaged_nothing_is_touched(runs: Runs) -> None:
     assert files_of(run) == before
 
 
-def test_a_damaged_best_is_put_aside_and_made_again(runs: Runs) -> None:
+def test_a_damaged_best_is_put_aside_and_rewritten(runs: Runs) -> None:
     best = runs.copy() / "best.safetensors"
     damage(best)
     assert "best.safetensors is damaged" in notes(runs.resume(steps=20))
@@ -151,7 +151,7 @@ def test_a_best_model_of_another_run_is_not_taken_for_ones_own(runs: Runs) -> No
     assert best["val_loss"] == progress_of(run)["best_val_loss"]
 
 
-def test_best_and_the_users_file_are_each_made_again_from_the_other(runs: Runs) -> None:
+def test_best_and_the_users_file_are_each_restored_from_the_other(runs: Runs) -> None:
     """Killed between writing best and ckpt.pt, or with ckpt.pt deleted, it stayed as it was; with
     best damaged, the only good copy of it was written over by the last model."""
     runs.fit("ckpt.pt")

@@ -249,7 +249,7 @@ def test_a_missing_file_is_one_line_among_torchruns(place: Path, tmp_path: Path)
     assert not (tmp_path / "run").exists()
 
 
-def test_who_has_another_text_says_who_he_is(first: list[Found]) -> None:
+def test_a_process_with_another_text_names_itself(first: list[Found]) -> None:
     errors = [found["another text"] for found in first]
     assert errors[0] == "PeerError: "
     assert errors[1].startswith(f"InputError: process 1 of 2 on {socket.gethostname()}: ")
@@ -269,8 +269,10 @@ def test_several_processes_resume_the_run_in_their_output(first: list[Found]) ->
     assert other["other options"][0] == "PeerError: "
 
 
-def test_a_sharded_run_gets_worse_and_goes_on(first: list[Found], place: Path) -> None:
-    """Some weights are left whole by a validation: process 0 alone wrote a sample then, and all
+def test_a_sharded_run_with_a_rising_validation_loss_continues(
+    first: list[Found], place: Path
+) -> None:
+    """A validation leaves some weights gathered: process 0 alone wrote a sample then, and all
     hung. At a step that is saved anyway, the newest model was not gathered at the end.
     """
     assert [found["worse"] for found in first] == [None, None]
@@ -288,14 +290,14 @@ def test_a_sharded_run_needs_one_folder_for_all(first: list[Found]) -> None:
     assert "was made by process 0 and is not here: output must be a folder" in errors[1]
 
 
-def test_a_run_goes_on_with_any_number_of_processes(second: list[Any], place: Path) -> None:
+def test_a_run_resumes_with_any_number_of_processes(second: list[Any], place: Path) -> None:
     """Begun by 2, 20 steps more by 1, 20 more by 2: each step once in the log."""
     assert [found[1][0] for found in second] == [None, None]
     assert steps(place / "begun") == list(range(1, LENGTH + 41))
     assert read_checkpoint(place / "begun" / "last.safetensors").provenance["sittings"] == 3
 
 
-def test_a_sharded_run_goes_on_with_any_number_of_processes(second, place, tmp_path) -> None:
+def test_a_sharded_run_resumes_with_any_number_of_processes(second, place, tmp_path) -> None:
     """Started by 2, resumed by 1 and by 2: the weights are those of one process's run.
 
     No folder stays that neither the last state nor the one before it names.
@@ -313,8 +315,8 @@ def test_a_sharded_run_goes_on_with_any_number_of_processes(second, place, tmp_p
     assert parts["shards"]["folder"] in shards(run)
 
 
-def test_who_lost_the_other_ends_and_the_run_goes_on(killed, second, place) -> None:
-    """Without restarts: no process is left waiting, no traceback of ours, and nothing is lost."""
+def test_a_process_that_lost_the_other_one_ends_and_the_run_resumes(killed, second, place) -> None:
+    """Without restarts: no process waits forever, no traceback of mygpt, and nothing is lost."""
     seconds, err = killed
     assert seconds < 30
     assert "PeerError" not in err

@@ -194,8 +194,8 @@ def test_an_overwritten_runs_state_is_not_rolled_back_to(runs: Runs) -> None:
     assert progress_of(run)["step"] == 12
 
 
-def test_a_device_that_is_not_waited_for_is_looked_at_before_a_save(runs: Runs) -> None:
-    """As on CUDA: the fused update looks itself; spoilt weights were saved between two looks."""
+def test_a_device_without_synchronization_is_checked_before_a_save(runs: Runs) -> None:
+    """As on CUDA: the fused update checks itself; broken weights were saved between two checks."""
     runs.patch.setattr("mygpt.training.trainer.FRACTIONS", ())  # nor before a snapshot
     inner = NonFiniteGuard.__init__
 
@@ -214,7 +214,7 @@ def test_a_device_that_is_not_waited_for_is_looked_at_before_a_save(runs: Runs) 
     assert rollbacks(runs.fit("spoilt", steps=40, eval_every=100)) == [(8, 0.5)]
 
 
-def test_stopped_while_steps_are_left_out_good_weights_are_saved(runs: Runs) -> None:
+def test_stopped_while_steps_are_skipped_good_weights_are_saved(runs: Runs) -> None:
     """Stopped twice in the middle of trouble, both states were spoilt and the run was lost."""
     with runs.patch.context() as patch:
         spoil_after(patch, 6, above=0.5)

@@ -1,4 +1,4 @@
-"""Targets smoothed by an n-gram model that leaves out the token it predicts.
+"""Targets smoothed by an n-gram model without the counts of the token it predicts.
 
 Letters: N tokens, V vocabulary.
 """
@@ -41,12 +41,12 @@ def window(ids: list[int], position: int, length: int) -> tuple[int, ...]:
     return tuple(ids[i] if i >= 0 else -1 for i in range(position - length, position))
 
 
-def counted(ids: list[int], order: int, left_out: int | None = None) -> dict[int, Counter[Gram]]:
-    """Kneser-Ney's counts of all n-grams, by n, without the token at `left_out`.
+def counted(ids: list[int], order: int, excluded: int | None = None) -> dict[int, Counter[Gram]]:
+    """Kneser-Ney's counts of all n-grams, by n, without the token at `excluded`.
 
     The highest order counts occurrences, a lower one the different n-grams of the next order.
     """
-    places = [i for i in range(len(ids)) if i != left_out]
+    places = [i for i in range(len(ids)) if i != excluded]
     counts = {order: Counter((*window(ids, i, order - 1), ids[i]) for i in places)}
     for n in range(order - 1, 0, -1):
         counts[n] = Counter(gram[1:] for gram in counts[n + 1])

@@ -142,9 +142,7 @@ def test_a_run_records_its_format_and_is_resumed_and_reproduced_in_it(
 
 
 @pytest.mark.kernels
-def test_a_run_goes_on_in_float32_where_that_is_asked_for(
-    runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_resumes_in_float32_if_requested(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """The state is float32 in any case, so a run can move to a processor without bfloat16."""
     with monkeypatch.context() as patch:
         patch.setattr(processor, "bfloat16_products", lambda: PAIRWISE)

@@ -401,7 +401,7 @@ def test_a_budget_in_minutes_is_the_whole_commands() -> None:
     assert planned.late_s > 0.5
 
 
-def test_the_plan_that_is_told_is_the_one_that_is_made() -> None:
+def test_the_reported_recipe_is_the_one_that_is_used() -> None:
     """It reported the rule's model and its windows, whatever was requested."""
     planned, _, _ = plan_of(10**6, steps=20, embed_dim=256, num_layers=6)
     assert planned.recipe.lines()[0].startswith("recipe: 6 layers of width 256")
@@ -502,7 +502,7 @@ GAP = history((100, 2.5, 2.5), (500, 1.9, 1.5), (1000, 1.8, 1.2))
 def test_each_diagnosis() -> None:
     more_text = "more text would help more than more"
     assert said(FALLING) == "learning to the end: more time would help"
-    assert said(SETTLED) == "it has settled"
+    assert said(SETTLED) == "the loss has stopped falling"
     assert said(TURNED, 30.0, ended_early=True) == (
         "memorising since step 400: the validation loss rose from 1.500 to 2.000 while the "
         f"training loss fell to 0.300; the best model is kept; ended early; {more_text} steps"
@@ -554,7 +554,8 @@ def test_few_validations_do_not_hide_that_it_learns(count: int) -> None:
     falling = history(*((round(1000 * s), 3.0 - s, 3.0 - s) for s in shares))
     assert said(falling).startswith("learning to the end")
     if count > 1:
-        assert said(history(*((round(1000 * s), 1.6, 1.6) for s in shares))) == "it has settled"
+        level = history(*((round(1000 * s), 1.6, 1.6) for s in shares))
+        assert said(level) == "the loss has stopped falling"
 
 
 def test_a_diagnosis_without_training_losses_names_none() -> None:

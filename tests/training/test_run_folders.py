@@ -209,7 +209,7 @@ def test_resume_auto_refuses_another_run_in_one_line(runs: Runs) -> None:
         ({"steps": 3}, "steps=3 counts from the run's start, and the run has had 12"),
         ({"val_file": other}, "has changed since the run began"),
         ({"files": str(other)}, "other has changed since the run began"),
-        ({"overwrite": True}, "never replaces a run: leave out overwrite"),
+        ({"overwrite": True}, "never replaces a run: omit overwrite"),
         ({"resume": "run"}, "resume='run' must be 'auto'"),
     ):
         assert said in refusal(runs.fit, **{"resume": "auto", **options})

@@ -239,7 +239,7 @@ def test_a_run_without_a_model_or_a_log_so_far_is_compared(copies, capsys):
     assert printed.splitlines()[1].split()[4] == "-"
 
 
-def test_without_the_text_the_5_gram_model_is_left_out(copies, trained, capsys):
+def test_without_the_text_the_5_gram_model_is_omitted(copies, trained, capsys):
     text = trained[0] / "squares.txt"
     text.rename(text.with_suffix(".away"))
     try:

@@ -96,7 +96,7 @@ def test_many_snapshots_are_spread():
     assert formation_data([]) is None
 
 
-def test_snapshots_of_another_shape_are_left_out():
+def test_snapshots_of_another_shape_are_omitted():
     other = snapshot(15, 1.0, tokens=["x"])
     assert formation_data([FORMING[0], other, FORMING[1]])["steps"] == [10, 20]
 

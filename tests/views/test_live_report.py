@@ -91,14 +91,15 @@ def test_what_a_run_went_back_behind_is_not_shown():
 @pytest.mark.parametrize(
     ("signal", "standing", "live"),
     [
-        (None, "done", "The training has ended; its complete report is being made."),
+        (None, "done", "The training has ended; its complete report is being written."),
         (2, "interrupted", "The training has ended. mygpt report runs/poems writes its complete "
                            "report."),
     ],
 )  # fmt: skip
 def test_the_end_is_shown(signal, standing, live):
     data = data_of([*made_up(10), finished(10, signal=signal)])
-    assert (data["standing"], data["live"], data["verdict"]) == (standing, live, "it has settled")
+    assert (data["standing"], data["live"]) == (standing, live)
+    assert data["verdict"] == "the loss has stopped falling"
 
 
 def test_an_end_without_a_last_event_is_an_interruption():

@@ -151,7 +151,7 @@ def test_the_end_of_a_training_finds_nothing_out_twice(trained, monkeypatch):
     assert data_of(run, finished=finished)["table"]
 
 
-def test_a_finished_run_says_how_to_make_it_again(trained):
+def test_a_finished_run_names_the_command_that_reproduces_it(trained):
     run, _ = trained
     data = data_of(run)
     assert data["standing"] == "done"
@@ -213,7 +213,7 @@ def test_what_the_best_model_copied_is_in_the_text(trained):
 # --- runs in progress, interrupted, damaged ------------------------------------------------------
 
 
-def test_an_interrupted_run_says_how_to_go_on(interrupted):
+def test_an_interrupted_run_names_the_command_that_resumes_it(interrupted):
     run = interrupted
     data = data_of(run)
     assert data["standing"] == "interrupted"

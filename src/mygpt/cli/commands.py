@@ -6,7 +6,6 @@ No heavy library is imported here, so that `mygpt --help` is fast.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import logging
 import os
@@ -38,24 +37,20 @@ from mygpt.cli.serve import serve
 from mygpt.cli.terminal import VisibleFormatter, at_words, say
 from mygpt.cli.tokenize import tokenize
 from mygpt.cli.train import train
+from mygpt.cli.usage import usage_message
 from mygpt.errors import InputError, MygptError, is_out_of_memory
 
 
 class _Commands(Group):
-    """The group of commands; an unknown command name gets an error with suggestions."""
+    """The group of all commands; the name of a text gets the command that trains on it."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that the first argument names."""
-        name, known = args[0], self.list_commands(ctx)
-        if name in known or name.startswith("-"):
-            return super().resolve_command(ctx, args)
-        if os.path.exists(name):
+        name = args[0]
+        if name not in self.list_commands(ctx) and os.path.exists(name):
             quoted = shlex.quote(name)
             raise InputError(f"{name} is a file or folder: to train on it, mygpt train {quoted}")
-        alike = [each for each in known if each.startswith(name)]
-        alike = alike or difflib.get_close_matches(name, known, n=3)
-        meant = f"did you mean {' or '.join(alike)}? " if alike else ""
-        raise InputError(f"there is no command {name!r:.40}: {meant}`mygpt --help` lists them")
+        return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(
@@ -151,22 +146,10 @@ def run(args: Sequence[str] | None = None) -> int:
 
 def _say_usage(error: Any) -> None:
     """Print the error of wrong arguments, with the help command to look them up."""
-    message: str = error.format_message()
-    context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":  # the message is the help page
-        say(message)
-        return
-    lists = ""
-    if context is not None:
-        name = getattr(context.command, "help_name", "--help")
-        lists = f": `{context.command_path} {name}` lists the options"
-    if context is not None and hasattr(error, "possibilities"):  # of an unknown option
-        given: str = error.option_name
-        message = f"there is no option {given if given.isprintable() else repr(given)}"
-        names = [name for param in context.command.params for name in param.opts]
-        if alike := difflib.get_close_matches(given, names, n=1):
-            lists = f": did you mean {alike[0]}?{lists.removeprefix(':')}"
-    _say(f"{message.rstrip('.')}{lists}")
+        say(error.format_message())
+    else:
+        _say(usage_message(error))
 
 
 @contextlib.contextmanager

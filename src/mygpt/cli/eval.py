@@ -236,7 +236,7 @@ def _read_text(
         documents, left = drop_unknown(documents, tokenizer)
         train_documents, _ = drop_unknown(train_documents, tokenizer)
         notes += [dropped_note(left)] * bool(left)
-    with adding_remedy("--unknown drop leaves them out"):
+    with adding_remedy("--unknown drop removes them"):
         tokens = encode_documents(documents, tokenizer, continued=continued)
         train_tokens = encode_documents(train_documents, tokenizer)
     if len(tokens) < 2:

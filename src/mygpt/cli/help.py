@@ -6,6 +6,7 @@ all. Lines are broken at words, at 80 columns or the terminal's width.
 
 from __future__ import annotations
 
+import difflib
 import re
 import shutil
 import textwrap
@@ -13,6 +14,9 @@ from collections.abc import Iterator
 from typing import Any, get_type_hints
 
 from typer.core import TyperCommand, TyperGroup
+
+from mygpt.cli.usage import GIVEN, see_help
+from mygpt.errors import InputError
 
 HELP_NAMES = ["-h", "--help", "--help-all"]
 _FIRST, _ARGUMENTS, _COMMANDS = "Options", "Arguments", "Commands"
@@ -29,9 +33,23 @@ class Command(TyperCommand):
     """A command. Its options are grouped by their panels."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments, as click does."""
+        """Parse the arguments, as click does.
+
+        Raises:
+            InputError: for arguments that belong to nothing, unless the context allows them.
+        """
         ctx.meta[_ALL] = HELP_NAMES[-1] in args
-        return super().parse_args(ctx, args)
+        ctx.meta[GIVEN] = list(args)
+        may_have_more, ctx.allow_extra_args = ctx.allow_extra_args, True
+        try:
+            rest = super().parse_args(ctx, args)
+        except Exception as error:
+            if getattr(error, "ctx", ctx) is None:  # the parser of options does not set it
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
+        if rest and not may_have_more and not ctx.resilient_parsing:
+            raise InputError(f"unexpected argument {' '.join(rest)!r:.80}: {see_help(ctx)}")
+        return rest
 
     @property
     def help_name(self) -> str:
@@ -55,6 +73,21 @@ class Command(TyperCommand):
 
 class Group(TyperGroup):
     """A group of commands, which are listed by their panels."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that the first argument names.
+
+        Raises:
+            InputError: for an unknown one, with the nearest names.
+        """
+        name, known = args[0], self.list_commands(ctx)
+        if name in known or name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        alike = [each for each in known if each.startswith(name)]
+        alike = alike or difflib.get_close_matches(name, known, n=3)
+        meant = f"did you mean {' or '.join(alike)}? " if alike else ""
+        listed = f"`{ctx.command_path} --help` lists them"
+        raise InputError(f"there is no command {name!r:.40}: {meant}{listed}")
 
     def get_help(self, ctx: Any) -> str:
         """The help page."""

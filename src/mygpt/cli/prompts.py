@@ -127,7 +127,7 @@ def known_prompt(tokenizer: Tokenizer, text: str, unknown: str) -> str:
         if left:
             _note(dropped_note(left))
         return known
-    with adding_remedy("--unknown drop leaves them out"):
+    with adding_remedy("--unknown drop removes them"):
         tokenizer.encode_array(text)
     if left:
         read = "they become its unknown token, or nothing (--unknown drop removes them)"

@@ -37,8 +37,8 @@ def report(
 ) -> None:
     """Write a run's report: one page that needs no network and no other file.
 
-    It shows a diagnosis, the losses compared with simpler models, the speed, what the model had
-    learned at each part of the training, samples with the passages that they copied, the best
+    It shows a diagnosis, the losses compared with simpler models, the speed, snapshots of the
+    model at several steps of the training, samples with the passages that they copied, the best
     model's attention, the loss of each character of the validation text, and how to reproduce the
     run. The run may be finished, interrupted, or still in progress.
 

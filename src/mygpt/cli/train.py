@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from mygpt.cli.options import choice, option
+from mygpt.cli.plan import parse_count
 from mygpt.cli.terminal import say, waiting
 from mygpt.errors import InputError
 from mygpt.machine import process_age_s
@@ -141,7 +142,10 @@ def train(
         ),
     ] = None,
     steps: Annotated[int | None, option("The number of training steps.", panel=_LENGTH)] = None,
-    tokens: Annotated[int | None, option("The number of training tokens.", panel=_LENGTH)] = None,
+    tokens: Annotated[
+        str | None,
+        option("The number of training tokens, such as 300000 or 10M.", panel=_LENGTH, metavar="N"),
+    ] = None,
     embed_dim: Annotated[int | None, option("The embedding's width C.", panel=_MODEL)] = None,
     num_heads: Annotated[int | None, option("Attention heads.", panel=_MODEL)] = None,
     num_layers: Annotated[int | None, option("Transformer blocks.", panel=_MODEL)] = None,
@@ -249,6 +253,8 @@ def train(
     chosen = {name: given[name] for name in source if given[name] is not None}
     if batch_size is not None:
         options["batch_size"] = _whole_or_auto(batch_size)
+    if tokens is not None:
+        options["tokens"] = parse_count("tokens", tokens)
     from mygpt.text import require_existing
 
     main = os.environ.get("RANK", "0") == "0"  # of several processes only the first one prints

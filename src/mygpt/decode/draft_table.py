@@ -3,7 +3,7 @@
 A run keeps the table of its training text beside its models, as `drafts.safetensors`. No model
 needs it, and it has no influence on a text: without it, or with a bad one, fewer drafts are right
 (see `mygpt.cpu.decode.loop`). The model is `mygpt.evaluation.ngram`'s, interpolated Kneser-Ney;
-contexts that occurred once are left out, except for short ones.
+contexts that occurred once are omitted, except for short ones.
 Letters: V vocabulary, N tokens, C contexts, F followers.
 """
 
@@ -33,7 +33,7 @@ FILE_NAME = "drafts.safetensors"
 ORDER = 6  # a token is predicted from the ORDER - 1 before it
 MOST_TOKENS = 2**20  # of a longer text the last ones are counted
 _MOST_CHARACTERS = 2**22  # of a file that the user names
-_MOST_BYTES = 4 * 2**20  # of a table: then contexts that occur seldom are left out
+_MOST_BYTES = 4 * 2**20  # of a table: then contexts that occur seldom are omitted
 _ALL_KEPT = 2  # contexts of fewer tokens are kept however seldom they occur
 _MOST_COUNT = 255  # larger counts of a context are scaled down together
 _MULTIPLIER = np.uint32(0x9E3779B1)

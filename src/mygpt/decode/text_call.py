@@ -99,7 +99,7 @@ class TextCall:
             raise InputError(f"prompt={text!r:.40} must be text, or a list of texts")
         if self._drops_unknown:
             text, _ = without_unknown(writer.tokenizer, text)
-        with adding_remedy('unknown="drop" leaves them out'):
+        with adding_remedy('unknown="drop" removes them'):
             ids = np.array(writer.prompt_ids(text), np.int64)
         given = len(writer.tokenizer.beginning) if text else len(ids)
         check_prompt_fits(len(ids), writer.config.max_seq_len, self.overflow)

@@ -1,4 +1,4 @@
-"""A snapshot of what a model has learned so far: some thousand numbers, for its run's report.
+"""A snapshot of a model in training: some thousand measured numbers, for its run's report.
 
 Letters: B batch, T time, C embedding, N blocks, H heads, K tokens shown, D dimensions kept of their
 embeddings, V vocabulary.

@@ -216,7 +216,7 @@ def _heads(
     known = visible.get("num_heads", stated.get("num_heads"))
     if known is not None and num_heads not in (None, known):
         raise InputError(
-            f"--num-heads {num_heads} differs from the {known!r:.20} heads of {path}: leave it out"
+            f"--num-heads {num_heads} differs from the {known!r:.20} heads of {path}: omit it"
         )
     known = num_heads if known is None else known
     if known is not None:

@@ -75,7 +75,7 @@ class ServerSettings:
             raise InputError("the model's name is empty: give an id such as mygpt")
         key = self.api_key
         if key is not None and not key.strip():
-            raise InputError("the API key is empty: give a key, or leave it out to need none")
+            raise InputError("the API key is empty: give a key, or None to require none")
         if key is not None and (key != key.strip() or not key.isprintable()):
             raise InputError(
                 "the API key begins or ends with a space, or has characters that an HTTP header "

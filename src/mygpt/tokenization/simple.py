@@ -102,7 +102,7 @@ class CharTokenizer(Tokenizer, core.CharTokenizer):
         return UnknownTokenError(
             f"characters that are not in the vocabulary of {self.vocab_size}: "
             f"{' '.join(map(repr, shown))}{more} "
-            f"({points}{points and '; '}first at position {position}); leave them out, or train "
+            f"({points}{points and '; '}first at position {position}); remove them, or train "
             "on a text that has them"
         )
 

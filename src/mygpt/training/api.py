@@ -62,7 +62,7 @@ def train(
     if resume not in (None, "auto"):
         raise InputError(f"resume={resume!r} must be 'auto': mygpt.resume resumes a run by name")
     if resume is not None and overwrite:
-        raise InputError("resume='auto' never replaces a run: leave out overwrite")
+        raise InputError("resume='auto' never replaces a run: omit overwrite")
     with _session(device, listener) as (group, notify), ExitStack() as held:
         if texts is not None:
             refuse_with_texts(files=files, encoding=encoding, field=field)

@@ -237,7 +237,7 @@ def _diagnosis(
             f"({last.loss:.3f}, read once at most): give a --val-file, or mix the two"
         )
     if not _still_falls(validations):
-        return "it has settled"
+        return "the loss has stopped falling"
     if epochs > _OFTEN:
         return (
             f"learning to the end, by reading the same text {epochs:.0f} times: {_MORE_TEXT} time"

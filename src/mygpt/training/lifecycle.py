@@ -163,7 +163,8 @@ def _train(trainer: Trainer) -> Writer:
     trainer.notify(_started(trainer, uniform, unigram))
 
     def stopping(name: str) -> None:
-        trainer.notify(Note(f"{name}: ending after this step (a second one leaves at once)"))
+        how = "ending after this step (a second signal ends the command at once)"
+        trainer.notify(Note(f"{name}: {how}"))
 
     with DeferredSignals(stopping) as interrupt:
         trainer.fit(_stop_check(trainer, interrupt))

@@ -242,7 +242,7 @@ class _Preparation:
         if request.val_file is not None:
             require_path("val_file", request.val_file)
         if request.field == "":
-            raise InputError("field is empty: name the field that holds the text, or leave it out")
+            raise InputError("field is empty: name the field that contains the text, or omit it")
         tutorial = self.config.data_order == "tutorial"  # its text is a file's as it is
         split = request.split_documents
         settings = {

@@ -65,7 +65,7 @@ class Progress:
             whole = type(value) is int and 0 <= value < 2**53
             number = type(value) is float and math.isfinite(value)
             if key not in known or not (whole or (number and fractional)):
-                raise InputError(f"course {key}={value!r:.40} is not of this version")
+                raise InputError(f"progress {key}={value!r:.40} is not of this version")
             found[known[key].name] = float(value) if fractional else value
         return cls(**found)
 

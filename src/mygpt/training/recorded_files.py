@@ -65,9 +65,7 @@ def named(files: object) -> list[str]:
         raise InputError(f"files={files!r:.40} must be a name or several")
     names = [str(name) for name in files]
     if not names:
-        raise InputError(
-            "files is an empty list: name a text, or leave it out for the built-in one"
-        )
+        raise InputError("files is an empty list: name a text, or omit it for the built-in one")
     return names
 
 

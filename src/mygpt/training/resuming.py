@@ -32,7 +32,7 @@ RESUMABLE = {
 
 
 def present_files(files: Sequence[str | Path], val_file: str | Path | None) -> dict[str, Any]:
-    """The settings that name a run's text, as far as the user names it anew."""
+    """The settings that name a run's text, as far as the user has named it in this call."""
     found: dict[str, Any] = {"files": [resolved(str(name)) for name in files]} if files else {}
     return found if val_file is None else {**found, "val_file": resolved(str(val_file))}
 
@@ -142,7 +142,7 @@ def _require_same(state: State, options: dict[str, Any]) -> None:
         if asked != has:
             raise InputError(
                 f"{name}={asked} cannot change when a run is resumed, and this one has {has}: "
-                "leave it out, or start a new run with another --output"
+                "omit it, or start a new run with another --output"
             )
 
 

@@ -82,7 +82,7 @@ class RunFolder:
     best_path = _File("best.safetensors")
     last_path = _File("last.safetensors")
     log_path = _File("log.jsonl")  # one JSON object a line
-    snapshots_path = _File("snapshots.jsonl")  # what the model had learned, at some steps
+    snapshots_path = _File("snapshots.jsonl")  # measurements of the model at some steps
     config_path = _File("config.toml")  # the run's settings, to be read by people
     report_path = _File("report.html")
     drafts_path = _File(FILE_NAME)  # n-gram counts that make generating faster

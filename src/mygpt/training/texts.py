@@ -22,7 +22,7 @@ def refuse_with_texts(**arguments: object) -> None:
     """Raise `InputError` for an argument that says how files are read."""
     given = [name for name, value in arguments.items() if value is not None]
     if given:
-        raise InputError(f"texts are trained on as they are: leave out {', '.join(given)}")
+        raise InputError(f"texts are trained on as they are: omit {', '.join(given)}")
 
 
 @contextmanager

@@ -374,7 +374,7 @@ class Trainer:
         self._log(Sampled(step, text, measure_novelty(text, documents) if documents else None))
 
     def _take_snapshot(self, done: float) -> None:
-        """Keep what the model has learned so far, if there is time for that."""
+        """Take a snapshot of the model, if there is time for that."""
         progress = self.progress
         if not self.validates or not progress.step or progress.skipped:
             return

@@ -45,7 +45,7 @@ def inside_data(checkpoint: Checkpoint, ids: Sequence[int]) -> dict[str, Any]:
         return {
             "refused": f"This part of the page would need {len(parts) + 1} passes of the model, "
             f"too many for {config.num_parameters():,} parameters and {len(read)} tokens. "
-            "mygpt serve shows it: there each pass is computed when it is asked for."
+            "mygpt serve shows it: there each pass is computed when it is requested."
         }
     from mygpt.evaluation.activations import suitable_threads
 

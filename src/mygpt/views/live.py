@@ -18,7 +18,7 @@ from mygpt.views.report import log_data
 from mygpt.views.run import Lines, measured_facts
 
 _GROWING = "This page is updated while the training runs."
-_ENDED = "The training has ended; its complete report is being made."
+_ENDED = "The training has ended; its complete report is being written."
 COMPLETE = "The training has ended. This is its complete report, as in report.html of the run."
 
 

@@ -116,8 +116,8 @@ class Loop:
         if self.speculation is not None and is_plain:
             after = counts_of(slots)
             made = -(-(after.passes - before.passes) // rows)
-            tells = made >= _LEAST_TIMED or self._took_s >= _LEAST_TIMED_S
-            seconds = self._took_s if tells else math.nan
+            is_measured = made >= _LEAST_TIMED or self._took_s >= _LEAST_TIMED_S
+            seconds = self._took_s if is_measured else math.nan
             self.speculation.record(self._crowded, rows, made, after.right - before.right, seconds)
         return True
 

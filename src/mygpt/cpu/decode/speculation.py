@@ -1,9 +1,9 @@
 """How many drafts pay: measured, while a text is decoded.
 
 A pass that checks n drafts takes longer than one without, and gives more tokens: 1, and one more
-for each draft that is right and follows right ones. Both are measured as the text goes on: what a
-pass takes, for all texts of a model together; what is right, for each decoding. The number with the
-most tokens in a second is used; often that is none. It has no influence on the text.
+for each draft that is right and follows right ones. Both are measured while the text is generated:
+what a pass takes, for all texts of a model together; what is right, for each decoding. The number
+with the most tokens in a second is used; often that is none. It has no influence on the text.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class Speculation:
             rows: likewise.
             passes: of the model.
             right: for each draft of a pass, of all rows together.
-            seconds: of the run; NaN where its passes were too few to tell.
+            seconds: of the run; NaN where its passes were too few to measure.
         """
         for shown in (self._own, self._shown):
             shown.add(self.drafts, passes * rows, right)

@@ -15,8 +15,8 @@ const LONGEST_LABEL = 8; // characters of a token in the picture
 export function showFormation({ formation, costs }) {
   if (!formation) return;
   const words =
-    "What the model had learned at some steps of its training, measured on the beginning of the " +
-    "validation text. The slider moves through them.";
+    "Measurements of the model at several steps of its training, on the beginning of the validation " +
+    "text. The slider selects the step.";
   const box = addSection("formation", "Training, step by step", words);
   const slider = addSlider(box, formation);
   if (formation.story.length) box.append(storyList(formation.story, slider));
@@ -87,10 +87,10 @@ function headsView(box, { steps, scores, kinds_of_heads: kinds, threshold, unifo
   const view = addBox(box, "What the heads attend to");
   const equal = uniform.map((value) => value.toFixed(2)).join(", ");
   const words =
-    "On random tokens that are repeated: the part of its attention that a head gives to the " +
+    "On random tokens that are repeated: the fraction of its attention that a head gives to the " +
     "previous token, to the same token before, or to the token after that (induction); 1 is all " +
     `of it, and equal attention to all tokens gives ${equal}. The curves are the largest scores of ` +
-    `all heads. From ${threshold} on a head is named by the kind.`;
+    `all heads. A head is named by the kind if its score is ${threshold} or more.`;
   const chart = make("div");
   const wide = make("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Heads" });
   view.append(make("p", { class: "section-words" }, words), chart, wide);
@@ -225,9 +225,9 @@ function addCosts({ formed }, costs) {
     const left = costs.heads - costs.rows.length;
     if (left) {
       const more =
-        `${grouped(left)} of ${grouped(costs.heads)} heads are not listed: the report takes at most ` +
-        `${costs.seconds} seconds for this. mygpt report has 20 seconds, at the end of a training it ` +
-        "is 3% of the training's time.";
+        `${grouped(left)} of ${grouped(costs.heads)} heads are not listed: this report takes at most ` +
+        `${costs.seconds} seconds for them. mygpt report RUN takes up to 10 seconds, the report at the ` +
+        "end of a training 1% of the training's time.";
       box.append(make("p", { class: "section-words" }, more));
     }
   }

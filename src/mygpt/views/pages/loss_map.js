@@ -35,7 +35,7 @@ export function showLossMap({ loss_map: map }) {
   const box = addSection("losses", "Loss map", introduction(map));
   const view = new LossMap(map, box);
   const [first] = map.hardest;
-  if (first) view.pick(first);
+  if (first) view.select(first);
   else view.move(0);
   keepDrawn(() => view.draw());
 }
@@ -58,7 +58,8 @@ function introduction(map) {
   if (tokens < all) {
     words.push(
       `This is the first part of the text, ${grouped(tokens)} of ${grouped(all)} predicted tokens: ` +
-        "more would take too long or too much space. A report of mygpt report has more than one of a training's end.",
+        "the report's time and size are limited. mygpt report RUN takes more time for it than the " +
+        "report at the end of a training.",
     );
   }
   return words.join(" ");
@@ -80,7 +81,7 @@ class LossMap {
     this.copied = mergedSpans(map.copied.spans, this.chars.length);
     this.length = Math.min(SHOWN, this.chars.length);
     this.start = 0;
-    this.picked = null;
+    this.selected = null;
     this.sumLosses();
     this.build(box);
   }
@@ -160,7 +161,7 @@ class LossMap {
         make("span", { class: "loss-text" }, visibleText(this.chars.slice(start, end).join(""), true)),
       );
       button.addEventListener("click", () => {
-        this.pick(passage);
+        this.select(passage);
         this.passage.scrollIntoView({ block: "nearest" });
       });
       this.buttons.set(passage, button);
@@ -171,27 +172,27 @@ class LossMap {
   }
 
   // Show a listed passage in the middle.
-  pick(passage) {
+  select(passage) {
     const around = this.length - (passage.end - passage.start);
-    this.picked = passage;
+    this.selected = passage;
     this.show(passage.start - Math.max(0, Math.floor(around / 2)));
   }
 
   move(start) {
-    this.picked = null;
+    this.selected = null;
     this.show(start);
   }
 
   show(start) {
     this.start = Math.min(Math.max(0, start), this.chars.length - this.length);
     for (const [passage, button] of this.buttons) {
-      setAttribute(button, "aria-pressed", String(passage === this.picked));
+      setAttribute(button, "aria-pressed", String(passage === this.selected));
     }
     this.draw();
   }
 
   draw() {
-    const { start, picked } = this;
+    const { start, selected } = this;
     const end = start + this.length;
     const mean = this.meanOf(start, end);
     const where =
@@ -205,16 +206,16 @@ class LossMap {
     renderTokens(this.passage, { tokens }, {
       label: "Text, character by character",
       legend: ["loss 0", `${this.darkest.toFixed(1)} or more`],
-      selected: picked?.worst ? picked.worst[0] - start : undefined,
+      selected: selected?.worst ? selected.worst[0] - start : undefined,
     });
-    this.drawReading(picked?.reading);
+    this.drawReading(selected?.reading);
   }
 
-  // A click near the triangle of a hardest passage picks it.
+  // A click near the triangle of a hardest passage selects it.
   moveOnStrip(position, near) {
     const distance = (passage) => Math.abs(centerOf(passage) - position);
     const nearest = this.map.hardest.find((passage) => distance(passage) <= near);
-    if (nearest) this.pick(nearest);
+    if (nearest) this.select(nearest);
     else this.move(position - Math.floor(this.length / 2));
   }
 
@@ -232,14 +233,14 @@ class LossMap {
 
   token(text, at) {
     const loss = this.losses[at];
-    const { picked } = this;
+    const { selected } = this;
     const isCopied = this.copied.some(([start, end]) => start <= at && at < end);
     const also = isCopied ? ", also in the training text" : "";
     return {
       text,
       probability: null,
       shade: Number.isNaN(loss) ? null : Math.min(1, loss / this.darkest),
-      kind: picked && picked.start <= at && at < picked.end ? "chosen" : "written",
+      kind: selected && selected.start <= at && at < selected.end ? "chosen" : "written",
       note: (Number.isNaN(loss) ? "not predicted" : `loss ${lossWords(loss)}`) + also,
     };
   }

@@ -149,7 +149,7 @@ function showSamples({ samples, written, copied_chars: copiedChars }) {
     all.push({ ...written, title: `The best model${step}` });
   }
   if (!all.length) return;
-  const words = "Generated without a prompt, each with another seed.";
+  const words = "Generated without a prompt, each with a different seed.";
   const box = addSection("samples", "Samples", words);
   renderSamples(addBox(box), all, { copiedChars });
 }
