@@ -137,7 +137,7 @@ def test_texts_of_one_name_and_other_endings_have_runs_of_their_own() -> None:
     ("size", "verdict"),
     [
         (0, "no step was made: the weights are the initial ones"),
-        (1, "nothing was validated: whether it learned or memorised is not known"),
+        (1, "whether it learned or memorised is not known; give a longer text, or a --val-file"),
     ],
 )
 def test_the_verdict_names_the_right_cause(shell: Shell, size: int, verdict: str) -> None:

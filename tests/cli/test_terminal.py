@@ -13,7 +13,16 @@ import pytest
 
 from mygpt import cli
 from mygpt.cli.progress import Bar
-from mygpt.cli.terminal import VisibleFormatter, VisiblePieces, new_console, say, to_json, visible
+from mygpt.cli.terminal import (
+    VisibleFormatter,
+    VisiblePieces,
+    at_words,
+    new_console,
+    say,
+    to_json,
+    visible,
+    waiting,
+)
 from mygpt.training.events import Note
 from shell import Terminal
 
@@ -93,3 +102,19 @@ def test_control_characters_are_replaced_on_a_terminal_alone() -> None:
     assert visible(text, io.StringIO()) == text
     shown = VisiblePieces(Terminal())
     assert [shown(piece) for piece in ("a\r", "\n", "\n")] == ["a\n", "", "\n"]
+
+
+def test_an_error_under_a_status_line_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal `mygpt data shakespeare` without a network, and `mygpt report` on a full disk,
+    ended with a traceback: the status line swallowed their OSError."""
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    with pytest.raises(OSError, match="no route"), waiting("fetching"):
+        raise OSError("no route")
+
+
+def test_lines_of_a_list_continue_at_their_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    line = f"{'engine:':<13}its machine code is compiled"
+    broken = ["engine:      its machine code", "             is compiled"]
+    assert at_words(line, Terminal(), 13).split("\n") == broken
+    assert at_words(line, io.StringIO(), 13) == line

@@ -461,3 +461,14 @@ def test_memory_from_file_to_tokens_is_at_most_the_estimate(
         tracemalloc.stop()
     assert abs(sum(map(len, rows)) - length) <= 2
     assert 3 * length < peak < (1 + 2 * 1.125) * length + 24 * 2**20
+
+
+def test_a_missing_file_gets_the_nearest_name(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("A book.")
+    (tmp_path / "notes.md").write_text("Notes.")
+    with pytest.raises(
+        InputError, match=r"bok.txt does not exist: did you mean .*/book.txt\? name"
+    ):
+        read_corpus([str(tmp_path / "bok.txt")])
+    with pytest.raises(InputError, match=r"xyz does not exist: name a text file"):
+        read_corpus([str(tmp_path / "xyz")])

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mygpt.cli import options
-from mygpt.cli.terminal import say
+from mygpt.cli.terminal import at_words, say
 
 
 def import_(
@@ -62,8 +62,8 @@ def import_(
         command=shlex.join(["mygpt", *sys.argv[1:]]),
     )
     for note in notes:
-        say(f"note: {note}", file=sys.stderr)
-    say(f"wrote {path}; next: mygpt generate -c {shlex.quote(str(path))}")
+        say(at_words(f"note: {note}", sys.stderr), file=sys.stderr)
+    say(f"wrote {path}\nnext: mygpt generate -c {shlex.quote(str(path))}")
 
 
 def export(
@@ -92,5 +92,5 @@ def export(
     found = read_checkpoint(resolve(checkpoint))
     notes = export_checkpoint(found, to, output, number_type=number_type, overwrite=overwrite)
     for note in notes:
-        say(f"note: {note}", file=sys.stderr)
+        say(at_words(f"note: {note}", sys.stderr), file=sys.stderr)
     say(f"wrote {output}")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mygpt.cli import options
-from mygpt.cli.terminal import say, to_json
+from mygpt.cli.terminal import at_words, say, to_json
 from mygpt.errors import InputError
 from mygpt.machine import bytes_text
 
@@ -114,18 +114,19 @@ def doctor(
         say(to_json(values, indent=2))
         return code
     for name, text in _lines(here):
-        say(f"{name:<13}{text}")
+        say(at_words(f"{name:<13}{text}", sys.stdout, 13))
     if probe and (measured := _measure(here)):
         speeds = ", ".join(f"{_UNITS[name]} {value:,.1f}" for name, value in measured.items())
-        say(f"{'speed:':<13}{speeds}")
+        say(at_words(f"{'speed:':<13}{speeds}", sys.stdout, 13))
     say("\n" * bool(findings), end="")
     for found in findings:
-        say(f"{found.file.name or found.file!s:<28}{found.verdict:<9}{found.text}")
+        line = f"{found.file.name or found.file!s:<28}{found.verdict:<9}{found.text}"
+        say(at_words(line, sys.stdout, 37))
         if found.remedy:
-            say(f"{'':<37}{found.remedy}")
+            say(at_words(f"{'':<37}{found.remedy}", sys.stdout, 37))
     say("\n" * bool(lines), end="")
     for line in lines:
-        say(f"{'advice:':<13}{line}")
+        say(at_words(f"{'advice:':<13}{line}", sys.stdout, 13))
     if not lines and all(found.verdict == "ok" for found in findings):
         say("\nno problems found")
     return code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mygpt.cli import options
-from mygpt.cli.terminal import say, to_json
+from mygpt.cli.terminal import at_words, say, to_json
 from mygpt.errors import InputError
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def eval(
         _print_json(found, parts, text, results, baselines)
     else:
         for line in _lines(found, parts, text, results, baselines):
-            say(line)
+            say(at_words(line, sys.stdout))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from mygpt.cli import options
-from mygpt.cli.terminal import say, to_json
+from mygpt.cli.terminal import at_words, say, to_json
 
+_AS_THEY_ARE = ("characters", "words", "command")  # lines that are never broken
 _MOST_ENDS = 8  # at most so many end-of-text tokens are listed
 _MOST_WORDS = 50  # and so many words of a vocabulary
 _MOST_PRODUCTS = 4_000_000_000  # for a text that is only measured: about half a second
@@ -56,8 +58,10 @@ def info(
         say(to_json(values, indent=2))
         return 0
     for name, value in _lines(found):
-        say(f"{name + ':' if name else '':<13}{value}")
-    say(f"{'engine:':<13}{engine.name}, for {_USUAL_TOKENS} tokens: {engine.reason}")
+        line = f"{name + ':':<13}{value}"
+        say(line if name in _AS_THEY_ARE else at_words(line, sys.stdout, 13))
+    reason = f"{'engine:':<13}{engine.name}, for {_USUAL_TOKENS} tokens: {engine.reason}"
+    say(at_words(reason, sys.stdout, 13))
     drafts = _drafts(found, engine.name)
     if drafts is not None:
         say(f"{'drafts:':<13}n-grams of the training text, {drafts['bytes']:,} bytes")
@@ -157,7 +161,7 @@ def _lines(found: Any) -> list[tuple[str, str]]:
         ("imported", "{imported[from]} ({imported[format]})"),
         ("began from", "{from[path]}"),
         ("corpus", "{corpus[name]}, {corpus[bytes]:,} bytes"),
-        ("", "sha256 {corpus[sha256]}"),
+        ("sha256", "{corpus[sha256]}"),
         ("command", "{command}"),
         ("made with", "mygpt {mygpt}, torch {torch}"),
     )

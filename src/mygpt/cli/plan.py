@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import product
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mygpt.cli.options import Json, option
-from mygpt.cli.terminal import say, to_json, waiting
+from mygpt.cli.terminal import at_words, say, to_json, waiting
 from mygpt.errors import InputError, require_choice
 from mygpt.machine import bytes_text
 
@@ -145,7 +146,7 @@ def plan(
         say(to_json(values, indent=2))
         return
     for name, text in _page(config, values):
-        say(f"{name:<14}{text}")
+        say(at_words(f"{name:<14}{text}", sys.stdout, 14))
     say()
     for line in _memory_table(job, computed["placements"]):
         say(line)

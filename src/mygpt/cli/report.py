@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mygpt.cli import options
-from mygpt.cli.terminal import at_words, say, waiting
+from mygpt.cli.terminal import at_words, say, visible, waiting
 from mygpt.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def show_sample(writer: Writer) -> None:
             text += piece
             if time.monotonic() >= ends:
                 break
-        lines = text.strip().replace("\n", "\n  | ")
+        lines = visible(text.strip(), sys.stdout).replace("\n", "\n  | ")  # no "\r" is left
         head = f"a sample at temperature {options.TEMPERATURE:g}:"
         say(at_words(f"\n{head}\n  | {lines}\n", sys.stdout))
 

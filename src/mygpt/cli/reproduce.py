@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from mygpt.cli import options
-from mygpt.cli.terminal import say, waiting
+from mygpt.cli.terminal import at_words, say, waiting
 from mygpt.errors import InputError
 
 # Nats per token by which losses may differ if hardware adds in another order.
@@ -72,7 +72,7 @@ def reproduce(
     if display.signal is not None:
         return 128 + display.signal
     result = compare_losses(first_losses, read_losses(RunFolder.at(folder).log_path))
-    say(result)
+    say(at_words(str(result), sys.stdout))
     if result.same and is_temporary:
         shutil.rmtree(folder)
     elif output is None:

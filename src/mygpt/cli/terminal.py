@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rich.console import Console
+    from rich.status import Status
 
 # Control characters in generated text or in files must not control the terminal. Tab and line feed
 # are kept. A carriage return, which would overwrite the line, is replaced by a line feed.
@@ -54,10 +55,11 @@ class VisiblePieces:
         return lines.translate(_VISIBLE)
 
 
-def at_words(text: str, stream: IO[str]) -> str:
+def at_words(text: str, stream: IO[str], column: int | None = None) -> str:
     """`text`, with long lines broken at words if `stream` is a terminal, at 80 columns at most.
 
-    A command in a message is not broken, so that it can be copied.
+    A command in a message is not broken, so that it can be copied. Further lines begin at `column`,
+    or are indented by two columns more than the first.
     """
     if not stream.isatty():
         return text
@@ -68,6 +70,7 @@ def at_words(text: str, stream: IO[str]) -> str:
         start = _INDENT.match(line)
         indent = start[0] if start else ""
         indent = indent if "|" in indent else indent + "  "
+        indent = indent if column is None else " " * column
         broken = textwrap.wrap(
             joined, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False,
             drop_whitespace=True, replace_whitespace=False,
@@ -156,7 +159,14 @@ def waiting(text: str) -> contextlib.ExitStack:
     if text and sys.stdout.isatty():
         from rich.markup import escape
 
-        shown.enter_context(contextlib.suppress(OSError))  # the terminal may be gone at the end
-        status = shown.enter_context(new_console().status(text))
+        status = new_console().status(text)
+        status.start()
+        shown.callback(_stop, status)
         shown.enter_context(CompileMessages(lambda line: status.update(escape(line))))
     return shown
+
+
+def _stop(status: Status) -> None:
+    """Remove a status line. Errors of what it was shown for are not affected."""
+    with contextlib.suppress(OSError):  # the terminal is gone
+        status.stop()

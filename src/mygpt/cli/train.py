@@ -14,7 +14,7 @@ import typer
 
 from mygpt.cli.options import choice, option
 from mygpt.cli.plan import parse_count
-from mygpt.cli.terminal import say, waiting
+from mygpt.cli.terminal import at_words, say, waiting
 from mygpt.errors import InputError
 from mygpt.machine import process_age_s
 
@@ -287,7 +287,7 @@ def train(
         with status:
             description = training.plan(files or None, **shared, **chosen, **options)
         if main:
-            say(description)
+            say(at_words(description, sys.stdout))
         return 0
 
     with contextlib.ExitStack() as open_page:

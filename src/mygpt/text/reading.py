@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import difflib
 import gzip
 import io
 import os
@@ -18,6 +19,7 @@ import sys
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from importlib import import_module
+from itertools import islice
 from typing import Any
 
 from mygpt.errors import InputError
@@ -28,6 +30,7 @@ _ZSTD_BLOCK = 2**11  # compressed bytes at a time: they may expand some thousand
 _ENDINGS = {".gz": "gzip", ".zst": "zstd"}
 _WRITER_WAIT_S = 10.0
 _ADDRESS = re.compile(r"(?i)(https?|ftp|s3|hf|gs):/")  # `Path` collapses the two slashes into one
+_MOST_ENTRIES = 1000  # of a folder, that are compared with the name of a missing file
 _FOR_HOST_NAMES = ("idna", "punycode")  # their time grows with the square of the length
 
 # Text compresses to a third or a tenth of its size, tables and logs to a fiftieth. gzip can reach
@@ -61,9 +64,20 @@ def file_errors(name: str) -> Iterator[None]:
         remedy = "name a text file, a folder or a pattern, or - for standard input"
         if _ADDRESS.match(name):
             remedy = "only files are read, not network addresses, so download it (curl -O ADDRESS)"
-        raise InputError(f"{shown(name)} does not exist: {remedy}") from None
+        raise InputError(f"{shown(name)} does not exist: {_alike(name)}{remedy}") from None
     except OSError as error:
         raise InputError(f"{shown(name)} cannot be read: {error.strerror or error}") from None
+
+
+def _alike(name: str) -> str:
+    """A question with the nearest name in the file's folder; empty if there is none."""
+    folder, base = os.path.split(name)
+    with contextlib.suppress(OSError):
+        with os.scandir(folder or ".") as entries:
+            names = [entry.name for entry in islice(entries, _MOST_ENTRIES)]
+        for found in difflib.get_close_matches(base, names, n=1):
+            return f"did you mean {shown(os.path.join(folder, found))}? "
+    return ""
 
 
 @contextlib.contextmanager

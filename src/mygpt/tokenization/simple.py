@@ -103,7 +103,7 @@ class CharTokenizer(Tokenizer, core.CharTokenizer):
             f"characters that are not in the vocabulary of {self.vocab_size}: "
             f"{' '.join(map(repr, shown))}{more} "
             f"({points}{points and '; '}first at position {position}); remove them, or train "
-            "on a text that has them"
+            "a model of bytes (--tokenizer byte)"
         )
 
     def unknown_spans(self, text: str) -> list[tuple[int, int]]:

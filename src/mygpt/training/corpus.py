@@ -264,7 +264,7 @@ def _require_length(name: object, length: int, unit: str) -> None:
     if length < _SHORTEST:
         raise InputError(
             f"{name} has {length} {unit}{'s' * (length != 1)}: too short to train on, give at "
-            f"least {_SHORTEST} (some thousands make sense)"
+            f"least {_SHORTEST} (a useful model needs thousands)"
         )
 
 

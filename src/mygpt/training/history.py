@@ -202,7 +202,10 @@ def diagnose(
             "about it: train with a tokenizer that does (--tokenizer byte or bpe know all text)"
         )
     if not validations:
-        return "nothing was validated: whether it learned or memorised is not known"
+        return (
+            "nothing was validated: whether it learned or memorised is not known; give a longer "
+            "text, or a --val-file"
+        )
     first = validations[0]
     initial = first.val_loss if first.step == 0 else math.inf  # of the initial model, with --from
     validations = validations[1:] or validations if first.step == 0 else validations

@@ -396,8 +396,8 @@ def _time_notes(planned: Planned, config: TrainConfig, val_tokens: int) -> list[
     if planned.late_s > 0.05 * asked_s:
         needed_s = planned.late_s + config.reserve_s
         notes.append(
-            f"to begin, validate and end takes about {needed_s:.0f} s of the {asked_s:.0f}: the "
-            "command ends late"
+            f"beginning, validating and ending take about {needed_s:.0f} s, and --minutes leaves "
+            f"{asked_s:.0f} s: the command ends late"
         )
     if config.val_tokens:
         notes.append(
