@@ -137,7 +137,11 @@ def test_texts_of_one_name_and_other_endings_have_runs_of_their_own() -> None:
     ("size", "verdict"),
     [
         (0, "no step was made: the weights are the initial ones"),
-        (1, "whether it learned or memorised is not known; give a longer text, or a --val-file"),
+        (
+            1,
+            "nothing was validated: whether it learned or memorised is not known; give a longer "
+            "text, or a --val-file",
+        ),
     ],
 )
 def test_the_verdict_names_the_right_cause(shell: Shell, size: int, verdict: str) -> None:
@@ -160,7 +164,7 @@ def test_the_verdict_names_the_right_cause(shell: Shell, size: int, verdict: str
         (["traim"], "did you mean train?"),
         (["fox.txt"], "to train on it, mygpt train fox.txt"),
         (["xyzzy"], "there is no command 'xyzzy': `mygpt --help` lists them"),
-        (["info", "a", "b"], "(b): `mygpt info --help` lists the options"),
+        (["info", "a", "b"], "unexpected argument 'b': `mygpt info --help` lists the options"),
         (["train", "https://host.example/a.txt"], "not network addresses"),
         (["eval", "runs", "http://host.example/a.txt"], ""),
         (["train", "fox.txt", "--minutes", 0], "minutes=0.0 must be above 0"),
