@@ -77,9 +77,9 @@ def test_a_wrong_number_gets_its_limit_and_a_number_that_is_possible(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["eval"], "mygpt eval needs CHECKPOINT (a run's folder or a checkpoint file): `"),
-        (["eval", "runs/poems"], "needs FILE (the text to evaluate on; - is standard input): "),
-        (["export", "a", "b"], "mygpt export needs --to (hf: a folder for transformers and vLLM; "),
+        (["eval"], "CHECKPOINT is missing (a run's folder or a checkpoint file): `"),
+        (["eval", "runs/poems"], "FILE is missing (the text to evaluate on; - is standard input):"),
+        (["export", "a", "b"], "--to is missing (hf: a folder for transformers and vLLM; "),
         (["info", "a", "b c"], "unexpected argument 'b c': `mygpt info --help` lists the options"),
         (["data", "shakspeare"], "there is no command 'shakspeare': did you mean shakespeare? "),
     ],

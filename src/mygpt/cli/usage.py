@@ -27,7 +27,7 @@ def usage_message(error: Any) -> str:
         return f"there is no option {shown}: {meant}{see_help(context)}"
     if kind == "MissingParameter" and error.param is not None:
         text = _lower((error.param.help or "").rstrip("."))
-        problem = f"{context.command_path} needs {_name(error.param)}" + f" ({text})" * bool(text)
+        problem = f"{_name(error.param)} is missing" + f" ({text})" * bool(text)
     elif kind == "BadOptionUsage":
         flags = [each for each in context.command.params if error.option_name in each.opts]
         needs = any(not each.is_flag for each in flags)
