@@ -130,7 +130,8 @@ def _lines(found: Any) -> list[tuple[str, str]]:
     from mygpt.formats.origin import shown
 
     config, tokenizer, origin = found.config, found.tokenizer, found.provenance
-    trained = "" if found.trained_length is None else f", trained on {found.trained_length} at most"
+    length = found.trained_length
+    trained = "" if length is None else f", longest in training {length}"
     block = (
         "the tutorial's"
         if config.is_tutorial_block
