@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHAKESPEARE ?= ../shared/data/tinyshakespeare.txt
 
-.PHONY: demo test test-fast lint torture fuzz dist clean
+.PHONY: demo test test-fast test-wheel lint torture fuzz dist clean
 .PHONY: docs notebooks pictures
 .PHONY: bench bench-training bench-texts bench-generation bench-serving bench-tokenizing bench-scaling
 
@@ -48,6 +48,20 @@ dist: .venv/ready-dev
 	$(BIN)/python -c "$(BUILD)" build/again
 	diff -r dist build/again
 	sha256sum dist/*
+
+# The wheel of the last commit in a new environment, in a folder without the sources: each command as
+# a user runs it, then the tests. The folder is removed afterwards. For example
+#   make test-wheel PYTHON=python3.12 CONSTRAINTS=               # the newest dependencies
+#   make test-wheel CONSTRAINTS=constraints-oldest.txt TESTS='--fast -W ignore::DeprecationWarning'
+#   PYTHONOPTIMIZE=1 make test-wheel                             # without assertions
+CONSTRAINTS ?= constraints.txt
+TESTS ?= --fast
+test-wheel: dist
+	wheel=$$(realpath dist/*.whl) && folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	git archive HEAD | tar --extract --directory "$$folder" --exclude src && cd "$$folder" && \
+	$(PYTHON) -m venv .venv && \
+	.venv/bin/python -m pip install --quiet $(CONSTRAINTS:%=--constraint %) "$$wheel[dev]" && \
+	.venv/bin/python tests/installed.py && .venv/bin/python -m pytest $(TESTS)
 
 BUILD := import sys; from flit_core.buildapi import build_sdist, build_wheel; \
 	build_wheel(sys.argv[1]); build_sdist(sys.argv[1])

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from paths import ROOT
+# Their assertions are then checked under `python -O` too.
+pytest.register_assert_rewrite(*(path.stem for path in Path(__file__).parent.glob("*.py")))
+
+from paths import ROOT  # noqa: E402
 
 SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
 
@@ -46,11 +49,23 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(folder.cleanup)
         config.stash[_CACHE] = Path(folder.name)
         os.environ["MYGPT_CACHE"] = folder.name
+        _train_small_models_with_torch()
     elif not hasattr(config, "workerinput"):
         from mygpt.cpu.common.build import TRAINING, compile_now
 
         compile_now()
         compile_now(TRAINING)
+
+
+def _train_small_models_with_torch() -> None:
+    """As on processors with AVX-512, where the kernels do not suit widths below 16.
+
+    On others, with shorter vectors, tests that train a model of width 8 compiled machine code.
+    """
+    from mygpt.cpu.train import step
+
+    suits = step.suits
+    step.suits = lambda config: config.head_size % 16 == 0 and suits(config)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -66,6 +81,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = [i for i in items if any(map(i.get_closest_marker, NOT_FAST))]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in set(slow)]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Where the wheel is tested, the sources are not here (`make test-wheel`)."""
+    if item.get_closest_marker("checkout") and not (ROOT / "src").is_dir():
+        pytest.skip("needs the project's sources")
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import mygpt
+
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
-SOURCES = ROOT / "src"
+PACKAGE = Path(mygpt.__file__).resolve().parent  # in src/, or where the wheel is installed
+SOURCES = PACKAGE.parent
 GOLDEN = TESTS / "golden"

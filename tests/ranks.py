@@ -26,10 +26,8 @@ from typing import Any
 
 import torch
 
-import mygpt
-from paths import TESTS
+from paths import SOURCES, TESTS
 
-_SOURCES = Path(mygpt.__file__).resolve().parent.parent
 _MARK = "MYGPT_TEST_RANKS"  # an environment variable of all processes started here
 _GRACE_S = 0.5  # in which the other ranks write their errors, once one has failed
 
@@ -174,7 +172,7 @@ def _started(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a new session; at the end it and all that it started are killed."""
     mark = secrets.token_hex(16)
-    paths = [str(TESTS), str(_SOURCES), os.environ.get("PYTHONPATH", "")]
+    paths = [str(TESTS), str(SOURCES), os.environ.get("PYTHONPATH", "")]
     inherited = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     env = {
         **inherited,

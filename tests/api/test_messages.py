@@ -14,7 +14,7 @@ from mygpt.api.messages import in_python
 from mygpt.api.options import TrainOptions
 from mygpt.errors import InputError
 from mygpt.training.events import Event, Finished, Note
-from paths import ROOT
+from paths import PACKAGE
 from training_runs import TINY, silent
 
 CASES = {
@@ -62,7 +62,7 @@ def test_no_flag_of_a_training_is_left_in_any_message_of_the_package() -> None:
     """But in complete commands for a terminal."""
     flags = "|".join(name.replace("_", "-") for name in get_type_hints(TrainOptions))
     left = []
-    for path in (ROOT / "src" / "mygpt").glob("**/*.py"):
+    for path in PACKAGE.glob("**/*.py"):
         if path.parent.name in ("cli", "server", "views", "api"):
             continue
         for text in strings_of(path):

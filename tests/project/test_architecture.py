@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from paths import ROOT, TESTS
+from paths import PACKAGE, ROOT, TESTS
 
 TEXT = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-PACKAGE = ROOT / "src" / "mygpt"
 POEM = "The sea, the sea, the open sea!\nThe blue, the fresh, the ever free!\n\n" * 60
 MACHINE_CODE = (
     "cpu/decode/loop.py", "cpu/decode/forward.py", "cpu/decode/sample.py",
@@ -36,6 +35,7 @@ def names_defined(path: Path) -> set[str]:
     return found
 
 
+@pytest.mark.checkout
 def test_every_file_and_function_exists() -> None:
     named = set(re.findall(r"`([\w/-]+\.(?:py|js|md|toml))(?::([\w.]+))?`", TEXT))
     missing = []

@@ -15,7 +15,7 @@ from flit_core import buildapi
 
 import mygpt
 from mygpt.errors import DISTRIBUTION
-from paths import ROOT, SOURCES
+from paths import PACKAGE, ROOT, SOURCES
 
 OWN = ("dev", "docs", "fuzz", "notebooks", "pictures")  # extras for work on the project itself
 
@@ -34,7 +34,7 @@ def test_messages_name_the_distribution() -> None:
 def test_no_line_installs_the_package_of_another_project() -> None:
     """Messages and documents advised `pip install 'mygpt[serve]'`, which another project owns."""
     files = [
-        *SOURCES.rglob("*.py"),
+        *PACKAGE.rglob("*.py"),
         *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("*.md"),
         *ROOT.glob("Dockerfile"),
@@ -62,15 +62,16 @@ def test_the_oldest_releases_are_those_of_the_requirements() -> None:
         name, least = line.strip().split(">=")
         given = tuple(map(int, least.split(".")))
         assert numbers.pop(name)[: len(given)] == given, line
-    assert numbers == {}
+    assert set(numbers) == {"transformers"}, "for the tests: one that takes these tokenizers"
 
 
 @pytest.mark.slow
+@pytest.mark.checkout
 def test_the_wheel_has_every_file_of_the_package(tmp_path: Path, at_a_fixed_date: None) -> None:
     """One that the package reads at run time, such as a page's script, was easily omitted."""
     wheel = zipfile.ZipFile(tmp_path / buildapi.build_wheel(str(tmp_path)))
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    files = (path for path in SOURCES.joinpath("mygpt").rglob("*") if path.is_file())
+    files = (path for path in PACKAGE.rglob("*") if path.is_file())
     wanted = {path.relative_to(SOURCES).as_posix() for path in files if path.suffix != ".pyc"}
     assert packed == wanted
     assert {"mygpt/py.typed", "mygpt/views/static/playground.html"} <= packed
@@ -83,6 +84,7 @@ def test_the_wheel_has_every_file_of_the_package(tmp_path: Path, at_a_fixed_date
 
 
 @pytest.mark.slow
+@pytest.mark.checkout
 def test_the_source_archive_has_every_file_of_the_repository(
     tmp_path: Path, at_a_fixed_date: None
 ) -> None:
@@ -95,6 +97,7 @@ def test_the_source_archive_has_every_file_of_the_repository(
 
 
 @pytest.mark.slow
+@pytest.mark.checkout
 def test_two_builds_have_the_same_bytes(tmp_path: Path, at_a_fixed_date: None) -> None:
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from paths import ROOT
+from paths import PACKAGE, ROOT
 
 DOCUMENTS = sorted(
     path
@@ -16,6 +16,7 @@ DOCUMENTS = sorted(
 )
 
 
+@pytest.mark.checkout
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_to_files(document: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8"))
@@ -30,6 +31,7 @@ def anchors_of(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings}
 
 
+@pytest.mark.checkout
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_to_headings(document: Path) -> None:
     """A link to another document's section kept the name of a heading that had changed."""
@@ -42,6 +44,6 @@ def test_links_lead_to_headings(document: Path) -> None:
 def test_the_readme_states_the_size_of_the_core() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     lines, files = re.findall(r"Its core, ([\d,]+) lines in (\d+) files", readme)[0]
-    core = list((ROOT / "src" / "mygpt" / "core").glob("*.py"))
+    core = list((PACKAGE / "core").glob("*.py"))
     count = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in core)
     assert (lines, int(files)) == (f"{count:,}", len(core)), "wc -l src/mygpt/core/*.py"

@@ -21,7 +21,7 @@ import torch
 
 from mygpt import load
 from mygpt.cli import main
-from paths import ROOT
+from paths import PACKAGE, ROOT
 
 EXPERIMENTS = ROOT / "experiments"
 SCRIPTS = {path.stem: path for path in sorted(EXPERIMENTS.glob("[0-9]*.py"))}
@@ -221,7 +221,7 @@ def test_the_page_on_chapter_15_names_what_exists():
     places = re.findall(r"`([\w/]+\.py)`: ((?:`[\w.]+`(?:, )?)+)", page)
     assert len(places) >= 10
     for file, names in places:
-        source = (ROOT / "src" / "mygpt" / file).read_text(encoding="utf-8")
+        source = (PACKAGE / file).read_text(encoding="utf-8")
         for name in re.findall(r"[\w.]+", names):
             last = name.split(".")[-1]
             assert re.search(rf"^ *((def|class) {last}\b|{last} =)", source, re.M), (

@@ -10,7 +10,7 @@ import pytest
 
 import mygpt
 from mygpt.cli import main
-from paths import ROOT
+from paths import PACKAGE, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 POEM = "The sea, the sea, the open sea!\nThe blue, the fresh, the ever free!\n\n" * 30
@@ -18,8 +18,7 @@ POEM = "The sea, the sea, the open sea!\nThe blue, the fresh, the ever free!\n\n
 
 def test_the_table_names_every_package_and_no_other() -> None:
     named = set(re.findall(r"^\| `([a-z_]+(?:\.py|/))` \|", README, re.MULTILINE))
-    package = ROOT / "src" / "mygpt"
-    present = {p.name + "/" if p.is_dir() else p.name for p in package.iterdir()}
+    present = {p.name + "/" if p.is_dir() else p.name for p in PACKAGE.iterdir()}
     assert named == {name for name in present if not name.startswith("_") and name != "py.typed"}
 
 

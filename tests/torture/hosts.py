@@ -20,11 +20,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import mygpt
+from paths import SOURCES
 from torture import Tally
 from torture.runs import differs, text_file
 
-_SOURCES = Path(mygpt.__file__).resolve().parent.parent
 _STEPS, _SAVE_EVERY, _FAULT_AT = 160, 20, 50  # the fault is well between two saves
 _PORT = 29400
 _AWAY_S, _LIMIT_S = 3.0, 240.0
@@ -63,7 +62,7 @@ class Host:
         inside = ["ip", "netns", "exec", self.name, "unshare", "--uts", "--mount"]
         dropped = ("RANK", "WORLD_SIZE", "GLOO_SOCKET_IFNAME")
         kept = {name: value for name, value in os.environ.items() if name not in dropped}
-        env = {**kept, **_ENVIRONMENT, "PYTHONPATH": str(_SOURCES)}
+        env = {**kept, **_ENVIRONMENT, "PYTHONPATH": str(SOURCES)}
         with open(output, "wb") as file:
             self.agent = subprocess.Popen(
                 [*inside, "sh", "-c", named, "sh", *command],

@@ -23,8 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import mygpt
-from paths import ROOT, TESTS
+from paths import ROOT, SOURCES, TESTS
 from torture import Tally
 from torture.odd_clients import CLIENTS, MODEL, completion
 
@@ -32,7 +31,6 @@ STREAMS, GAP_S, HEALTH_S, FREED_WITHIN_S = 8, 0.5, 0.1, 5.0
 SPARE_BYTES = 96 * 2**20  # of memory, which the allocator may keep
 SECONDS = 10.0  # under each odd client
 FILES = 256  # that the server may open
-_SOURCES = Path(mygpt.__file__).resolve().parent.parent
 
 
 @dataclass
@@ -145,7 +143,7 @@ def serving(model: Path, *, unread: bool) -> Iterator[Served]:
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(_SOURCES)},
+        env=os.environ | {"PYTHONPATH": str(SOURCES)},
         preexec_fn=limit,
     )
     assert process.stderr is not None
