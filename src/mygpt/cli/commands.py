@@ -6,6 +6,7 @@ No heavy library is imported here, so that `mygpt --help` is fast.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
 from mygpt import signals
 from mygpt.cli.compare import compare
@@ -107,6 +109,12 @@ def _root(
     """Train a GPT on a text file and generate text with it."""
 
 
+@functools.cache
+def _command() -> Any:
+    """The commands with all their options; making them takes a tenth of a second."""
+    return get_command(app)
+
+
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name and return its exit code (see `mygpt.cli.main`)."""
     for name in ("stdout", "stderr"):
@@ -120,7 +128,7 @@ def run(args: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     try:
         with _sigpipe_restored():
-            code = app(args=args, prog_name="mygpt", standalone_mode=False)
+            code = _command()(args=args, prog_name="mygpt", standalone_mode=False)
             sys.stdout.flush()
     except MygptError as error:
         _say(error)
