@@ -12,12 +12,13 @@ SHAKESPEARE ?= ../shared/data/tinyshakespeare.txt
 demo: .venv/ready
 	$(BIN)/mygpt demo
 
+# Each process takes one half of the tests, in order, so that few fixtures are set up in both.
 test: .venv/ready-dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Without browsers, other processes, machine code and whatever is slow: under a minute.
 test-fast: .venv/ready-dev
-	$(BIN)/python -m pytest --fast -n 2
+	$(BIN)/python -m pytest --fast -n 2 --dist worksteal
 
 lint: .venv/ready-dev
 	$(BIN)/ruff format --check .

@@ -15,9 +15,14 @@ from hypothesis import settings
 # Their assertions are then checked under `python -O` too.
 pytest.register_assert_rewrite(*(path.stem for path in Path(__file__).parent.glob("*.py")))
 
+from offline_pages import end_chromium  # noqa: E402
 from paths import ROOT  # noqa: E402
 
 SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
+
+# Of the processes that tests start, too. Where there are fewer cores than threads, those of OpenMP
+# and OpenBLAS use more time to wait for each other than to compute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
@@ -98,6 +103,24 @@ def nothing_is_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
         for path in kept:
             path.unlink()
         pytest.fail("this test compiles machine code: mark it with `kernels`")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def syncs_cost_nothing() -> Iterator[None]:
+    """A sync waits 10 ms for the disk, and a small run has 30: tests lose no power.
+
+    Tests of syncs replace `os.fsync` by their own function.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_chromium() -> Iterator[None]:
+    """The tests of a process share a browser, which ends with them."""
+    yield
+    end_chromium()
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ Letters: B rows, L window, T time, V vocabulary.
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from collections import deque
@@ -57,6 +58,12 @@ BIG = {
 CPU = pytest.param("cpu", marks=pytest.mark.kernels)
 INT8 = pytest.param("int8", marks=pytest.mark.kernels)
 every_kind = pytest.mark.parametrize("kind", ["numpy", CPU, "torch"])
+
+
+def cases(usual: int) -> int:
+    """How many random cases a test tries; for a longer run by hand: MYGPT_CASES=10000."""
+    return int(os.environ.get("MYGPT_CASES", usual))
+
 
 model_of = cache(lambda name: build(CONFIGS[name], spread=0.7))
 big_model = cache(lambda name: build(BIG[name], spread=0.05))

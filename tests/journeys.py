@@ -6,6 +6,8 @@ START and STOP are functions such as cli/generate.py:generate. It prints JSON: `
 of the package of which a function ran from START until STOP was called; `deepest`, the longest
 chain of calls in that time; `chain`, the one to STOP. Module and class bodies, which run when
 they are imported, and comprehensions do not count.
+
+More commands may follow, each after "+". A command without START and STOP is run to its end.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import os
 import sys
 import threading
+import traceback
 from types import FrameType
 from typing import Any
 
@@ -80,11 +83,39 @@ def name_of(frame: FrameType) -> str:
     return f"{file}:{frame.f_code.co_qualname}"
 
 
+def run(words: list[str]) -> None:
+    """Run one command in a process of its own: START STOP -- ARGUMENTS, or -- ARGUMENTS."""
+    end = words.index("--")
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        return
+    if end:
+        tracer = Tracer(*words[:end])
+        threading.setprofile(tracer)
+        sys.setprofile(tracer)
+    code: object = 1
+    try:
+        main(words[end + 1 :])
+    except SystemExit as left:
+        code = left.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
 if __name__ == "__main__":
+    import torch._dynamo  # once for all commands, and not while calls are followed  # noqa: F401
+
     from mygpt.cli import main
 
-    _, start, stop, _, *arguments = sys.argv
-    tracer = Tracer(start, stop)
-    threading.setprofile(tracer)
-    sys.setprofile(tracer)
-    main(arguments)
+    commands: list[list[str]] = [[]]
+    for word in sys.argv[1:]:
+        if word == "+":
+            commands.append([])
+        else:
+            commands[-1].append(word)
+    for command in commands:
+        run(command)

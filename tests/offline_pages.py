@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import json
 import os
 import shutil
+import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
@@ -20,8 +23,8 @@ FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--disable-dev-shm-usage",
-    "--window-size=1280,900",
 )  # fmt: skip
+SIZE = (1280, 900)  # of a window
 
 # The elements of a page, the same for all data.
 MARKUP = [
@@ -155,26 +158,77 @@ def digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
+class Chromium:
+    """A headless Chromium that the tests of a process share, since starting one takes seconds.
+
+    It is started when a test first needs it, and again after it has crashed.
+    """
+
+    def __init__(self) -> None:
+        self._driver: Any = None
+        self._profile: tempfile.TemporaryDirectory[str] | None = None
+
+    @contextmanager
+    def window(self) -> Iterator[Any]:
+        """A new window: what a test sets for its window, such as a colour scheme, ends with it."""
+        driver = self._running()
+        outer = driver.current_window_handle
+        driver.switch_to.new_window("window")
+        driver.set_window_size(*SIZE)
+        driver.get_log("browser")  # messages of the last page
+        try:
+            yield driver
+            driver.close()
+            driver.switch_to.window(outer)
+        except BaseException:
+            self.end()  # it may have crashed, or show a dialog
+            raise
+
+    def _running(self) -> Any:
+        if self._driver is None:
+            from selenium import webdriver
+            from selenium.webdriver.chrome.service import Service
+
+            self._profile = tempfile.TemporaryDirectory(
+                prefix="mygpt-tests-", ignore_cleanup_errors=True
+            )
+            options = webdriver.ChromeOptions()
+            for flag in (*FLAGS, f"--user-data-dir={self._profile.name}"):
+                options.add_argument(flag)
+            options.binary_location = CHROMIUM
+            options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+            self._driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+        return self._driver
+
+    def end(self) -> None:
+        """End it; the next test that needs one starts another."""
+        if self._driver is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)  # selenium's own connections
+                self._driver.quit()
+                self._driver = None
+                gc.collect()
+        if self._profile is not None:
+            self._profile.cleanup()
+            self._profile = None
+
+
+_SHARED = Chromium()
+
+
 @contextmanager
-def chromium(profile: Path) -> Iterator[Any]:
-    """A headless Chromium; skips the test where it is not installed."""
+def chromium() -> Iterator[Any]:
+    """A window of the shared Chromium; skips the test where it is not installed."""
     pytest.importorskip("selenium")
     if not (os.path.exists(CHROMIUM) and os.path.exists(DRIVER)):
         pytest.skip("no chromium and chromedriver here")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    for flag in (*FLAGS, f"--user-data-dir={profile}"):
-        options.add_argument(flag)
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    try:
+    with _SHARED.window() as driver:
         yield driver
-    finally:
-        driver.quit()
-        shutil.rmtree(profile, ignore_errors=True)
+
+
+def end_chromium() -> None:
+    """End the shared Chromium, if one runs."""
+    _SHARED.end()
 
 
 def open_page(driver: Any, page: Path) -> None:
@@ -183,15 +237,14 @@ def open_page(driver: Any, page: Path) -> None:
     check_quiet(driver)
 
 
-def check_shown_as_text(page: Path, profile: Path, clicked: str = "") -> None:
+def check_shown_as_text(page: Path, clicked: str = "") -> None:
     """Open a page of `injections`: they are shown in its `main`, and none runs.
 
     Args:
         page: its file.
-        profile: a folder for the browser.
         clicked: a selector of elements, of which every fifth is clicked.
     """
-    with chromium(profile) as driver:
+    with chromium() as driver:
         open_page(driver, page)
         for element in driver.find_elements("css selector", clicked)[::5] if clicked else ():
             element.click()

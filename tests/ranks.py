@@ -1,17 +1,21 @@
-"""Several processes for one test: a function called by every rank, and mygpt under torchrun.
+"""Several processes for one test: a function called by every rank. See also `torchruns`.
 
-`run_ranks` starts one process that imports torch and the test's module and forks the ranks. All
-processes that were started are ended when the call ends, also by an error.
+The first call of `run_ranks` starts a process that imports torch, which takes seconds, and serves
+all calls: for each it forks a launcher, which imports the test's module and forks the ranks. The
+processes of a call are ended when the call ends, also by an error.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import importlib
 import inspect
+import json
 import os
 import pickle
-import secrets
+import select
 import signal
 import subprocess
 import sys
@@ -19,7 +23,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,7 +32,7 @@ import torch
 
 from paths import SOURCES, TESTS
 
-_MARK = "MYGPT_TEST_RANKS"  # an environment variable of all processes started here
+_SOURCES = Path(mygpt.__file__).resolve().parent.parent
 _GRACE_S = 0.5  # in which the other ranks write their errors, once one has failed
 
 
@@ -74,13 +78,10 @@ def run_ranks(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "call").write_bytes(pickle.dumps(call))
-        command = [sys.executable, __file__, name]
-        with _started(command, folder, {**addresses, **environment}) as process:
-            try:
-                code = process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                errors = _errors_of(folder, range(count))
-                raise RankError(f"{count} ranks did not end in {timeout_s} s\n{errors}") from None
+        code = _server().launch(folder, {**addresses, **environment}, timeout_s)
+        if code is None:
+            errors = _errors_of(folder, range(count))
+            raise RankError(f"{count} ranks did not end in {timeout_s} s\n{errors}")
         if code:
             failed = folder / "failed"
             first = [int(failed.read_text())] if failed.exists() else range(count)
@@ -118,100 +119,108 @@ def _errors_of(folder: Path, ranks: Any) -> str:
     return errors
 
 
-def torchrun(
-    count: int,
-    *arguments: str | Path,
-    env: dict[str, str] | None = None,
-    options: tuple[str, ...] = (),
-    timeout_s: float = 300,
-) -> subprocess.CompletedProcess[str]:
-    """`torchrun --standalone --nproc-per-node COUNT OPTIONS -m mygpt ARGUMENTS`, until it ends.
+class _Server:
+    """A process that has imported torch and forks the launchers; it ends when its input is closed,
+    which the end of this process does too."""
 
-    Raises:
-        RankError: when it has not ended in time; then all its processes are killed.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with torchrun_started(count, *arguments, env=env, options=options, into=folder) as process:
-            try:
-                code = process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                errors = (folder / "err").read_text()[-4000:]
-                raise RankError(f"torchrun did not end in {timeout_s} s\n{errors}") from None
-        out, err = ((folder / stream).read_text() for stream in ("out", "err"))
-        return subprocess.CompletedProcess(process.args, code, out, err)
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment_of({}),
+            start_new_session=True, bufsize=0,
+        )  # fmt: skip
 
+    def launch(self, folder: Path, environment: dict[str, str], timeout_s: float) -> int | None:
+        """Have a launcher make the call in `folder`: its exit code; None after the time."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        request = json.dumps([str(folder), environment_of(environment)])
+        self._process.stdin.write(request.encode() + b"\n")
+        pid, code = int(self._process.stdout.readline()), None
+        try:
+            if select.select([self._process.stdout], [], [], timeout_s)[0]:
+                code = int(self._process.stdout.readline())
+        finally:
+            if code is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+                self._process.stdout.readline()
+        return code
 
-@contextlib.contextmanager
-def torchrun_started(
-    count: int,
-    *arguments: str | Path,
-    into: Path,
-    env: dict[str, str] | None = None,
-    options: tuple[str, ...] = (),
-) -> Iterator[subprocess.Popen[bytes]]:
-    """The same, running; its output goes to the files `out` and `err` in `into`.
-
-    Leaving the context kills its processes, also workers whose launcher was killed.
-    """
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += [f"--nproc-per-node={count}", *options, "-m", "mygpt", *map(str, arguments)]
-    with _started(launcher, into, env or {}) as process:
-        yield process
+    def end(self) -> None:
+        with self._process as process:
+            assert process.stdin is not None
+            process.stdin.close()
 
 
-def ranks_of(process: subprocess.Popen[bytes]) -> list[int]:
-    """The process ids of a launcher's workers (Linux)."""
-    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    return [int(child) for child in path.read_text().split()]
+@functools.cache
+def _server() -> _Server:
+    server = _Server()
+    atexit.register(server.end)
+    return server
 
 
-@contextlib.contextmanager
-def _started(
-    command: list[str], folder: Path, environment: dict[str, str]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a new session; at the end it and all that it started are killed."""
-    mark = secrets.token_hex(16)
-    paths = [str(TESTS), str(SOURCES), os.environ.get("PYTHONPATH", "")]
+def environment_of(changes: dict[str, str]) -> dict[str, str]:
+    """This process's variables for one that forks ranks or is started as one."""
+    paths = [str(TESTS), str(_SOURCES), os.environ.get("PYTHONPATH", "")]
     inherited = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-    env = {
+    return {
         **inherited,
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",  # no threads before the ranks are forked
         **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),
-        **environment,
-        _MARK: mark,
+        **changes,
     }
-    with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
-        process = subprocess.Popen(command, stdout=out, stderr=err, env=env, start_new_session=True)
+
+
+def _serve() -> None:
+    """Fork a launcher for each line of standard input, a folder and variables as JSON.
+
+    Its process id is printed, and its exit code when it has ended.
+    """
+    # Sharding and optimizers would import these in every rank.
+
+    import mygpt.cpu.train.step
+    import mygpt.training  # noqa: F401
+
+    parent = os.getppid()
+    for line in sys.stdin.buffer:
+        pid = os.fork()
+        if not pid:
+            _be_launcher(*json.loads(line))
+        print(pid, flush=True)
+        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+            if os.getppid() != parent:  # pytest has ended
+                os.killpg(pid, signal.SIGKILL)
+                return
+            time.sleep(0.005)
+        with contextlib.suppress(ProcessLookupError):  # ranks that are left
+            os.killpg(pid, signal.SIGKILL)
+        print(os.waitstatus_to_exitcode(ended[1]), flush=True)
+
+
+def _be_launcher(folder: str, environment: dict[str, str]) -> None:
+    """The work of a forked process, in a session of its own; does not return."""
+    code = 1
     try:
-        yield process
+        os.setsid()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for stream, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT, 0o600), stream)
+        os.environ.clear()
+        os.environ.update(environment)
+        code = _main(Path(folder))
+    except BaseException:
+        traceback.print_exc()
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        while left := _marked(mark):  # torchrun's workers have sessions of their own
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.01)
-
-
-def _marked(mark: str) -> list[int]:
-    """The processes that have this mark in their environment (Linux)."""
-    wanted, found = f"{_MARK}={mark}".encode(), []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if wanted in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-    return found
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _main(folder: Path) -> int:
     """Fork the ranks; return 1 as soon as one has failed."""
-    import torch._dynamo  # sharding and optimizers would, in every rank  # noqa: F401
-
     parent = os.getppid()
     call = pickle.loads((folder / "call").read_bytes())
     count, home, module, name, arguments, group, timeout_s = call
@@ -266,4 +275,4 @@ def _be_rank(folder: Path, rank: int, work: Callable[[], Any], timeout_s: float 
 
 
 if __name__ == "__main__":
-    sys.exit(_main(Path(sys.argv[1])))
+    _serve()

@@ -52,6 +52,7 @@ def train(output: Path) -> None:
         eval_every=5,
         save_every=5,
         sample_tokens=0,
+        engine="torch",  # machine code would be compiled, also for the fast tests
         listener=lambda event: None,
     )
 

@@ -86,11 +86,11 @@ def train(steps, model, optimizer, first=0):
     return list(train_steps(batches, TorchGradients(model), optimizer, rate, max_norm=1.0))
 
 set_seed(0)
-model = GPT(vocab_size=4, embed_dim=8, num_heads=2, num_layers=2, max_seq_len=64)
-taken = train(60, model, AdamW(model))
+other = GPT(vocab_size=4, embed_dim=8, num_heads=2, num_layers=2, max_seq_len=64)
+taken = train(60, other, AdamW(other))
 with torch.no_grad():
     ids = torch.from_numpy(tokens[cut:][None, :33])
-    _, loss = model(ids[:, :-1], ids[:, 1:])
+    _, loss = other(ids[:, :-1], ids[:, 1:])
 assert loss < 1.0 < taken[0].loss, (loss, taken[0].loss)
 assert all(math.isfinite(step.norm) for step in taken)
 assert [step.number for step in taken] == list(range(1, 61))
@@ -98,29 +98,21 @@ assert max(step.lr for step in taken) == rate(6) == 1e-2
 """
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds mygpt/core/ and mygpt/errors.py, and nothing else."""
-    folder = tmp_path_factory.mktemp("alone")
-    shutil.copytree(PACKAGE / "core", folder / "mygpt" / "core")
-    shutil.copy(PACKAGE / "errors.py", folder / "mygpt")
-    (folder / "mygpt" / "__init__.py").touch()  # else Python prefers the installed mygpt
-    return folder
+def test_the_tutorials_output_is_printed_to_the_digit(tmp_path: Path) -> None:
+    """Experiments 28, 30, 32 and 33; sampling, seeds and the tokenizer run too.
 
-
-def run(folder: Path, script: str) -> str:
-    """What a script prints that finds mygpt in this folder alone."""
-    file = folder / "script.py"
-    file.write_text(script)
+    So do shuffled batches, a schedule and clipping. In a folder that holds mygpt/core/ and
+    mygpt/errors.py, and nothing else.
+    """
+    shutil.copytree(PACKAGE / "core", tmp_path / "mygpt" / "core")
+    shutil.copy(PACKAGE / "errors.py", tmp_path / "mygpt")
+    (tmp_path / "mygpt" / "__init__.py").touch()  # else Python prefers the installed mygpt
+    file = tmp_path / "script.py"
+    file.write_text(CYCLE + SHUFFLED + SAMPLE)
     command = [sys.executable, "-W", "error", str(file)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_the_tutorials_output_is_printed_to_the_digit(alone: Path) -> None:
-    """Experiments 28, 30, 32 and 33; sampling, seeds and the tokenizer run too."""
-    assert run(alone, CYCLE + SAMPLE).splitlines() == [
+    assert done.stdout.splitlines() == [
         "step   1  loss 5.2739",
         "step  10  loss 1.6107",
         "step  50  loss 0.3453",
@@ -131,7 +123,3 @@ def test_the_tutorials_output_is_printed_to_the_digit(alone: Path) -> None:
         "I love AI ! I love AI ! I AI ! ! love",
         "8 low",
     ]
-
-
-def test_shuffled_batches_a_schedule_and_clipping_train_too(alone: Path) -> None:
-    run(alone, SHUFFLED)

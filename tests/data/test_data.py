@@ -73,10 +73,9 @@ def test_the_order_of_windows_is_the_recorded_one() -> None:
     assert windows.batch(0, 6)[:, 0].tolist() == [255, 911, 983, 79, 967, 87]
 
 
-@pytest.mark.slow
 def test_every_token_of_the_text_is_in_some_window() -> None:
     """The windows' offsets once excluded the last tokens, a third of a short text."""
-    for length, seq_len in ((191, 64), (1000, 64), (100, 50), (65, 64)):
+    for length, seq_len in ((20, 7), (110, 7), (12, 6), (8, 7)):
         windows = ShuffledWindows(np.arange(length), seq_len, seed=0)
-        seen = {int(t) for step in range(3000) for t in windows.batch(step, 1)[0, 1:]}
-        assert seen == set(range(1, length))
+        epochs = windows.batch(0, 80 * windows.windows)
+        assert set(epochs[:, 1:].ravel().tolist()) == set(range(1, length))

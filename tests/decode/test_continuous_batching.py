@@ -20,7 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding import CPU, INT8, arrays_of, constant, engine_for, every_kind, request
+from decoding import CPU, INT8, arrays_of, cases, constant, engine_for, every_kind, request
 from decoding import SAMPLINGS as USUAL
 from mygpt import CharTokenizer, GPTConfig, Writer
 from mygpt.core.config import SamplingConfig
@@ -235,8 +235,9 @@ def test_a_row_is_bitwise_the_same_as_alone(name, kind, threads, shared):
 
     With 150 tokens, texts of the tutorial's small window drop their beginnings several times.
     """
-    engine, examples = engine_of(name, kind, threads), 150 if threads == 1 else 80
+    engine = engine_of(name, kind, threads)
     most_new = 150 if name == "tutorial" else 50
+    examples = cases(100 if name == "broken" else 60)  # rows that fail are short
     counts = compared(engine, config_of(name), examples, 1, most_new)
     assert counts["ids"] > 1000, "the schedules show too little"
     assert counts["failures"] > 15

@@ -17,6 +17,7 @@ from decoding import (
     arrays_of,
     assert_close,
     assert_rows_are_as_alone,
+    cases,
     engine_for,
     engine_of,
     every_kind,
@@ -128,7 +129,7 @@ def test_inside_the_window_each_token_is_read_once(kind, overflow, expected, mon
 
 @pytest.mark.parametrize(
     ("kind", "combinations"),
-    [pytest.param("cpu", 1000, marks=pytest.mark.kernels), ("numpy", 60)],
+    [pytest.param("cpu", cases(300), marks=pytest.mark.kernels), ("numpy", 60)],
 )
 def test_a_row_is_bitwise_the_same_in_many_combinations(kind, combinations):
     """Whatever the batch, its neighbours, the calls and the threads: `seed` and `index` decide.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import mygpt
 from decoding import (
     SAMPLINGS,
+    cases,
     constant,
     engine,
     model_of,
@@ -32,8 +32,7 @@ from mygpt.evaluation.ngram import ngram_losses
 from mygpt.tokenization import CharTokenizer
 from shell import Shell
 
-# A longer run by hand: MYGPT_CASES=10000.
-CASES = int(os.environ.get("MYGPT_CASES", "150"))
+CASES = cases(150)
 WEIGHTS = ("float32", "int8", "int4")
 
 

@@ -273,8 +273,9 @@ def test_a_compiled_step_writes_the_same_and_is_compiled_once(monkeypatch, tmp_p
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model = build(GPTConfig(5, 8, 2, 1, max_seq_len=24))
     plain, compiled = TorchEngine(model), TorchEngine(model, compile=True)
-    # Known from the processor's flags; to try them out takes longer than all the rest.
-    with torch._inductor.config.patch({"cpp.vec_isa_ok": True}):
+    # Known from the processor's flags; to try them out takes longer than all the rest. More threads
+    # would be processes that import torch.
+    with torch._inductor.config.patch({"cpp.vec_isa_ok": True, "compile_threads": 1}):
         assert tokens_of(compiled, [ask()]) == tokens_of(plain, [ask()])
     assert stats["unique_graphs"] == 1
     assert list(tmp_path.rglob("*.cpp"))

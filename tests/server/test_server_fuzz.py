@@ -1,6 +1,6 @@
 """Random requests generated from the OpenAPI document, valid and invalid: no 500, and no hang.
 
-MYGPT_FUZZ_CASES sets how many (300); each must be answered within ten seconds.
+MYGPT_FUZZ_CASES sets how many (120); each must be answered within ten seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from servers import running, tiny_writer
 
 pytestmark = pytest.mark.processes
 
-CASES = int(os.environ.get("MYGPT_FUZZ_CASES", "300"))
+CASES = int(os.environ.get("MYGPT_FUZZ_CASES", "120"))
 LIMITS: dict[str, Any] = {"max_tokens": 200, "max_choices": 6, "max_prompt_tokens": 17}
 WRITER = tiny_writer()
 SCHEMA = schemathesis.openapi.from_dict(openapi(WRITER.tokenizer, ServerSettings(**LIMITS)))

@@ -17,7 +17,7 @@ from torture.odd_texts import text_inputs
 # Each test, its count in `make torture`, and its count in `make test`.
 ALL: list[tuple[Callable[[int, Path], Tally], int, int]] = [
     (deaths.kill_at_random, 200, 4),
-    (stores.kill_tokenizing, 20, 3),
+    (stores.kill_tokenizing, 20, 2),
     (deaths.stop_at_every_step, 200, 6),
     (deaths.faults_in_a_save, 1000, 10),
     (damage.flipped_bits, 2000, 60),

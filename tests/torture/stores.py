@@ -23,7 +23,7 @@ def _write_texts(folder: Path) -> list[Path]:
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdeéf日", k=rng.randint(1, 9))) for _ in range(5000)]
     plain, lines = folder / "long.txt", folder / "short.jsonl"
-    plain.write_text(" ".join(rng.choices(words, k=400_000)), encoding="utf-8")
+    plain.write_text(" ".join(rng.choices(words, k=200_000)), encoding="utf-8")
     with open(lines, "w", encoding="utf-8") as file:
         for number in range(4000):
             text = " ".join([f"{number}:", *rng.choices(words, k=rng.randint(0, 60))])
@@ -34,7 +34,7 @@ def _write_texts(folder: Path) -> list[Path]:
 
 def _command(folder: Path, store: Path) -> list[str]:
     files = [str(folder / name) for name in ("long.txt", "short.jsonl")]
-    options = ["--tokenizer", str(folder / "bpe.json"), "--shard-tokens", "40000", "--workers", "2"]
+    options = ["--tokenizer", str(folder / "bpe.json"), "--shard-tokens", "20000", "--workers", "2"]
     return [sys.executable, "-m", "mygpt", "tokenize", *files, "--out", str(store), *options]
 
 

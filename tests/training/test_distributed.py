@@ -35,7 +35,8 @@ from mygpt import training
 from mygpt.checkpoint.container import read_arrays
 from mygpt.checkpoint.model_file import read_checkpoint
 from mygpt.training.state import read_state
-from ranks import COUNTS, ranks_of, run_ranks, torchrun, torchrun_started
+from ranks import COUNTS, run_ranks
+from torchruns import ranks_of, torchrun, torchrun_started
 from training_runs import assert_arrays, log, silent
 
 pytestmark = pytest.mark.processes

@@ -81,6 +81,7 @@ def test_the_tutorials_first_losses(shakespeare: Path, tmp_path: Path) -> None:
 TUTORIAL_LOSSES = {1: "41.0367", 10: "15.0190", 20: "7.0168"}
 
 
+@pytest.mark.kernels
 def test_the_same_seed_gives_the_same_run(text: str, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 2**64 - 1)):
         fit(text, tmp_path / name, seed=seed)
@@ -104,6 +105,7 @@ def test_a_run_resumes_as_if_it_had_never_stopped(text, tmp_path, preset, died_a
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.kernels
 def test_resuming_can_lengthen_a_run(text: str, tmp_path: Path) -> None:
     fit(text, tmp_path / "run", schedule="constant")
     training.resume(tmp_path / "run", steps=20, listener=silent)
@@ -112,6 +114,7 @@ def test_resuming_can_lengthen_a_run(text: str, tmp_path: Path) -> None:
     assert_arrays(*states, but="plan")  # the fraction done differs
 
 
+@pytest.mark.kernels
 def test_best_is_the_lowest_validation_loss(text: str, tmp_path: Path) -> None:
     """Validation on the text backwards: its letters are learned first, then unlearned."""
     backwards = tmp_path / "backwards.txt"
@@ -132,6 +135,7 @@ def test_best_is_the_lowest_validation_loss(text: str, tmp_path: Path) -> None:
     assert again.loss == pytest.approx(losses[best], rel=1e-6)
 
 
+@pytest.mark.kernels
 def test_the_files_of_a_run(text: str, tmp_path: Path) -> None:
     heard = fit(text, tmp_path / "run")
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
@@ -158,6 +162,7 @@ def test_the_files_of_a_run(text: str, tmp_path: Path) -> None:
     assert isinstance(heard[-1], Finished)
 
 
+@pytest.mark.kernels
 def test_nothing_is_overwritten_by_default(text: str, tmp_path: Path) -> None:
     fit(text, tmp_path / "run")
     before = (tmp_path / "run" / "best.safetensors").read_bytes()
@@ -177,6 +182,7 @@ def test_nothing_is_overwritten_by_default(text: str, tmp_path: Path) -> None:
     assert state(tmp_path / "run")[1]["step"] == 3
 
 
+@pytest.mark.kernels
 def test_small_texts_shrink_the_window_with_a_note(tmp_path: Path) -> None:
     small = tmp_path / "small.txt"
     small.write_text("I love AI!")
@@ -276,6 +282,7 @@ def test_every_preset_builds(preset: str) -> None:
     assert mygpt.GPTConfig(vocab_size=65, **shape).num_parameters() > 0
 
 
+@pytest.mark.kernels
 def test_samples_are_shown_and_do_not_change_the_run(text: str, tmp_path: Path) -> None:
     heard = fit(text, tmp_path / "shown", sample_tokens=10)
     fit(text, tmp_path / "plain")
@@ -290,6 +297,7 @@ def test_samples_are_shown_and_do_not_change_the_run(text: str, tmp_path: Path) 
     assert_same(tmp_path / "shown", tmp_path / "plain")
 
 
+@pytest.mark.kernels
 def test_validation_on_a_separate_file(text: str, tmp_path: Path) -> None:
     other = tmp_path / "val.txt"
     other.write_text("the lazy fox?")
@@ -302,6 +310,7 @@ def test_validation_on_a_separate_file(text: str, tmp_path: Path) -> None:
     training.resume(tmp_path / "run", steps=13, listener=silent)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize(
     ("name", "data"),
     [
@@ -321,6 +330,7 @@ def test_bytes_and_texts_of_many_characters_get_byte_tokens(name, data, tmp_path
         assert "is not utf-8" in said
 
 
+@pytest.mark.kernels
 def test_a_tokenizer_from_a_file(text: str, tmp_path: Path) -> None:
     mygpt.CharTokenizer.from_text(TEXT + "#").save(tmp_path / "tok.json")
     fit(text, tmp_path / "run", tokenizer=str(tmp_path / "tok.json"))
@@ -331,6 +341,7 @@ def test_a_tokenizer_from_a_file(text: str, tmp_path: Path) -> None:
         fit(text, tmp_path / "other", tokenizer=str(tmp_path / "tok.json"))
 
 
+@pytest.mark.kernels
 def test_the_loss_at_the_end_is_the_last_steps(text: str, tmp_path: Path) -> None:
     """With the last step validated but not printed, the first step's loss was reported."""
     end = fit(text, tmp_path / "run", steps=10, eval_every=10, print_every=1000)[-1]
@@ -341,6 +352,7 @@ def test_the_loss_at_the_end_is_the_last_steps(text: str, tmp_path: Path) -> Non
     assert end.loss == seen[-1].loss
 
 
+@pytest.mark.kernels
 def test_the_callers_random_generator_is_not_changed(text: str, tmp_path: Path) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
@@ -349,6 +361,7 @@ def test_the_callers_random_generator_is_not_changed(text: str, tmp_path: Path) 
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.kernels
 def test_a_loss_worse_than_guessing_is_reported(text: str, tmp_path: Path) -> None:
     """With --lr 100 a run ended in "done", with a loss of 225."""
     end = fit(text, tmp_path / "run")[-1]

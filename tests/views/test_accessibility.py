@@ -36,7 +36,8 @@ pytestmark = [
 
 AXE = "axe-core@4.14.1"
 FETCH_S = 60
-SIZES = {"wide": (1280, 900), "narrow": (400, 800)}
+SCHEMES = ("dark", "light")
+SIZES = {"narrow": (400, 800), "wide": (1280, 900)}  # pages are used in the last one
 # Rules of WCAG 2.2 that axe-core has switched off are included: targets of 24 by 24 pixels.
 CHECK = """
 const done = arguments[arguments.length - 1];
@@ -95,21 +96,25 @@ def offline(tmp_path_factory) -> dict[str, Path]:
     return {"explain": page, "report": write_report(folder / "run")}
 
 
-@pytest.fixture(scope="module", params=["light", "dark"])
-def browser(request, tmp_path_factory) -> Iterator[Any]:
-    with chromium(tmp_path_factory.mktemp("chromium")) as driver:
-        driver.set_script_timeout(60)
-        scheme = {"name": "prefers-color-scheme", "value": request.param}
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as driver:
+        driver.set_script_timeout(300)
+        show(driver, "light", "wide")
         yield driver
 
 
-@pytest.fixture(params=SIZES)
-def sized(browser, request) -> Any:
-    width, height = SIZES[request.param]
-    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    return browser
+def show(driver: Any, scheme: str, size: str) -> None:
+    """Have pages see this colour scheme and this size."""
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    width, height = SIZES[size]
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    drawn = "requestAnimationFrame(() => setTimeout(arguments[0]))"
+    driver.execute_async_script(drawn)
+    seen = "return [matchMedia(arguments[0]).matches, innerWidth]"
+    assert driver.execute_script(seen, f"(prefers-color-scheme: {scheme})") == [True, width]
 
 
 # axe-core does not measure elements that only arrow keys reach, such as the bars.
@@ -123,56 +128,67 @@ return Array.from(document.querySelectorAll("button, input, select, summary"))
 
 
 def violations(driver: Any, axe: str) -> list[list[Any]]:
-    """Impact, rule and elements of each violation of the page as it is now."""
+    """Scheme, size, impact, rule and elements of each violation of the page in its present state.
+
+    The state is kept, so that it has to be reached once for all schemes and sizes.
+    """
     driver.execute_script(axe)
-    return driver.execute_async_script(CHECK) + driver.execute_script(SMALL)
+    found = []
+    for scheme in SCHEMES:
+        for size in SIZES:
+            show(driver, scheme, size)
+            here = driver.execute_async_script(CHECK) + driver.execute_script(SMALL)
+            found += [[scheme, size, *violation] for violation in here]
+    return found
 
 
 @pytest.mark.parametrize("name", ["explain", "report"])
-def test_the_offline_pages_have_no_violation(sized, axe, offline, name):
-    sized.get(offline[name].as_uri())
-    assert len(sized.find_elements("css selector", "#formation")) == (name == "report")
-    assert violations(sized, axe) == []
+def test_the_offline_pages_have_no_violation(browser, axe, offline, name):
+    browser.get(offline[name].as_uri())
+    assert len(browser.find_elements("css selector", "#formation")) == (name == "report")
+    assert violations(browser, axe) == []
 
 
-def test_the_loss_map_has_no_violation_with_an_opened_place(sized, axe, offline):
-    sized.get(offline["report"].as_uri())
+def test_the_loss_map_has_no_violation_with_an_opened_place(browser, axe, offline):
+    browser.get(offline["report"].as_uri())
     for selector in ("#losses .loss-pick", "#losses summary"):
-        for element in sized.find_elements("css selector", selector):
+        for element in browser.find_elements("css selector", selector):
             element.click()
-    assert sized.find_elements("css selector", "#losses .place[open]")
-    assert violations(sized, axe) == []
-    sized.find_element("css selector", "#losses .loss-pick").click()
-    assert sized.find_element("css selector", "#losses .bar").is_displayed()
-    assert violations(sized, axe) == []
+    assert browser.find_elements("css selector", "#losses .place[open]")
+    assert violations(browser, axe) == []
+    browser.find_element("css selector", "#losses .loss-pick").click()
+    assert browser.find_element("css selector", "#losses .bar").is_displayed()
+    assert violations(browser, axe) == []
 
 
-def test_the_explained_text_without_a_part_has_no_violation(sized, axe, offline):
-    sized.get(offline["explain"].as_uri())
-    wait = WebDriverWait(sized, 10, 0.01)
-    wait.until(lambda _: sized.find_elements("css selector", "#inside .part"))
-    sized.execute_script("document.querySelector(\"[data-part='1.2']\").click()")
-    wait.until(lambda _: "without head 1.2" in sized.find_element("id", "inside").text)
-    assert violations(sized, axe) == []
+def test_the_explained_text_without_a_part_has_no_violation(browser, axe, offline):
+    browser.get(offline["explain"].as_uri())
+    wait = WebDriverWait(browser, 10, 0.01)
+    wait.until(lambda _: browser.find_elements("css selector", "#inside .part"))
+    browser.execute_script("document.querySelector(\"[data-part='1.2']\").click()")
+    wait.until(lambda _: "without head 1.2" in browser.find_element("id", "inside").text)
+    assert violations(browser, axe) == []
 
 
-def test_the_page_of_a_training_in_progress_has_no_violation(sized, axe):
+def test_the_page_of_a_training_in_progress_has_no_violation(browser, axe):
     with LivePage(lambda event: None) as page:
         for event in made_up(25):
             page(event)
-        sized.get("about:blank")
-        sized.get_log("browser")  # messages of the last page, whose server has ended
-        sized.get(page.url)
-        WebDriverWait(sized, 10).until(lambda _: sized.find_elements("css selector", "#samples"))
-        assert violations(sized, axe) == []
+        browser.get("about:blank")
+        browser.get_log("browser")  # messages of the last page, whose server has ended
+        browser.get(page.url)
+        WebDriverWait(browser, 10).until(
+            lambda _: browser.find_elements("css selector", "#samples")
+        )
+        assert violations(browser, axe) == []
 
 
-def test_the_playground_has_no_violation(sized, axe):
+def test_the_playground_has_no_violation(browser, axe):
     """In each of its states: a text, attention, inside, invalid settings, unknown characters."""
     model = MadeUp(["\n", " ", *"abcdefghijklmnopqrstuvwxyz.", "<|endoftext|>"])
-    with opened(sized, model) as page:
+    with opened(browser, model) as page:
         page.until(lambda: page.bars())
-        assert violations(sized, axe) == [], "with an empty prompt"
+        assert violations(browser, axe) == [], "with an empty prompt"
         page.type_prompt("abcdef")
         page.set_field("#count", 12)
         page.set_field("#samples", 2)
@@ -180,41 +196,41 @@ def test_the_playground_has_no_violation(sized, axe):
         page.click("run")
         page.written(12)
         page.show_attention()
-        assert violations(sized, axe) == [], "with two continuations"
+        assert violations(browser, axe) == [], "with two continuations"
         page.show_inside()
         page.switch("1.2")
         page.until(lambda: "without head 1.2" in page.find(".change-loss").text)
-        assert violations(sized, axe) == [], "with the panel Inside and a head off"
+        assert violations(browser, axe) == [], "with the panel Inside and a head off"
         page.set_field("#inside-mode", "patch")
-        assert violations(sized, axe) == [], "with a second text"
+        assert violations(browser, axe) == [], "with a second text"
         page.set(temperature=-1)
         page.set_field("#seed", "x")
         page.click("step")
         page.until(lambda: page.find("#seed-error").text and page.find("#status").text)
-        assert violations(sized, axe) == [], "with invalid settings"
+        assert violations(browser, axe) == [], "with invalid settings"
         page.set_field("#prompt", "é")
         page.until(lambda: page.find(".notice-drop").is_displayed())
-        assert violations(sized, axe) == [], "with unknown characters"
+        assert violations(browser, axe) == [], "with unknown characters"
 
 
-def test_the_writing_view_has_no_violation(sized, axe):
+def test_the_writing_view_has_no_violation(browser, axe):
     """Empty, with a continuation, with alternatives, and with unknown characters."""
     model = MadeUp(["\n", " ", *"abcdefghijklmnopqrstuvwxyz."])
-    with opened(sized, model) as page:
-        sized.get(page.stub.url + "write")
+    with opened(browser, model) as page:
+        browser.get(page.stub.url + "write")
         page.until(lambda: page.find("#facts").text)
-        assert violations(sized, axe) == [], "with an empty text"
+        assert violations(browser, axe) == [], "with an empty text"
         page.set_field("#text", "ab cd " * 40)
         page.click("continue")
         page.until(lambda: "by the model." in page.find("#status").text)
         page.until(lambda: page.find(".window-words").text)
-        assert violations(sized, axe) == [], "with a continuation"
+        assert violations(browser, axe) == [], "with a continuation"
         page.click("other")
         page.until(lambda: len(page.all(".alternative")) == 4)
-        assert violations(sized, axe) == [], "with alternatives"
+        assert violations(browser, axe) == [], "with alternatives"
         page.set_field("#text", "é")
         page.until(lambda: page.find(".notice-drop").is_displayed())
-        assert violations(sized, axe) == [], "with unknown characters"
+        assert violations(browser, axe) == [], "with unknown characters"
 
 
 SPOIL = """
@@ -225,13 +241,14 @@ for (const bar of document.querySelectorAll("#bars button.bar")) {
 """
 
 
-def test_a_violation_is_found(sized, axe):
+def test_a_violation_is_found(browser, axe):
     """What this file relies on: axe-core runs in spite of the page's policy.
 
     Bars were 22 pixels high, and their names lacked their visible text.
     """
-    with opened(sized) as page:
+    with opened(browser) as page:
         page.until(lambda: page.bars())
-        sized.execute_script(SPOIL)
-        found = {rule for _, rule, _ in violations(sized, axe)}
-    assert found == {"label-content-name-mismatch", "smaller than 24 pixels"}
+        browser.execute_script(SPOIL)
+        found = {(scheme, size, rule) for scheme, size, _, rule, _ in violations(browser, axe)}
+    rules = ("label-content-name-mismatch", "smaller than 24 pixels")
+    assert found == {(scheme, size, rule) for scheme in SCHEMES for size in SIZES for rule in rules}

@@ -317,9 +317,9 @@ def test_no_text_becomes_markup(copies, capsys):
 
 
 @pytest.mark.browser
-def test_hostile_texts_are_shown_and_none_runs(copies, capsys, tmp_path):
+def test_hostile_texts_are_shown_and_none_runs(copies, capsys):
     out = hostile(copies, Shell(capsys, "compare"))
-    check_shown_as_text(out, tmp_path / "profile", clicked=".switch button")
+    check_shown_as_text(out, clicked=".switch button")
 
 
 @pytest.mark.browser
@@ -328,7 +328,7 @@ def test_the_page_shows_curves_tables_and_samples_of_all_runs(shell, trained, tm
     out, names = tmp_path / "page.html", ["a", "b", "c" * 90]
     shutil.copytree(trained[0] / "c", tmp_path / names[2])
     data = data_of(shell, "a", "b", tmp_path / names[2], "-p", "12", "--out", out)
-    with chromium(tmp_path / "profile") as driver:
+    with chromium() as driver:
         open_page(driver, out)
 
         def texts(selector: str) -> list[str]:

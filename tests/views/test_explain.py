@@ -337,7 +337,7 @@ def test_the_page_opens_from_its_file_and_shows_the_models_numbers(tmp_path):
     found = explain(made, "abcd" * 5, max_new_tokens=6, sampling=WILD, seed=4)
     page = tmp_path / "page.html"
     page.write_text(explain_page(found, about(made, name="m", command="mygpt generate")))
-    with chromium(tmp_path / "profile") as driver:
+    with chromium() as driver:
         open_page(driver, page)
         tokens = driver.find_elements("css selector", "#text .token")
         assert len(tokens) == 26
@@ -389,7 +389,7 @@ def expected_bars(prediction) -> list[tuple[object, object]]:
 def test_hostile_texts_are_shown_and_none_runs(tmp_path):
     page = tmp_path / "page.html"
     page.write_text(hostile_page())
-    check_shown_as_text(page, tmp_path / "profile", "#text .token")
+    check_shown_as_text(page, "#text .token")
 
 
 # --- the command -------------------------------------------------------------------------------
@@ -464,7 +464,7 @@ def test_improbable_tokens_are_not_shown_as_filtered_out_in_the_page(tmp_path):
     made = checkpoint_of(SHAPE)
     found = explain(made, "ab", max_new_tokens=0)
     page = tmp_path / "page.html"
-    with chromium(tmp_path / "profile") as driver:
+    with chromium() as driver:
         for kept, shown in ((2, "<0.01%"), (0, "out")):
             seen = replace(found, next=left_over(kept))
             page.write_text(explain_page(seen, about(made, name="m", command="c")))

@@ -165,8 +165,8 @@ def in_a_browser(test: Any) -> Any:
 
 
 @pytest.fixture
-def chrome(tmp_path):
-    with chromium(tmp_path / "profile") as driver:
+def chrome():
+    with chromium() as driver:
         yield driver
 
 

@@ -30,8 +30,8 @@ TEXT = "abcabaacb"
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory) -> Iterator:
-    with chromium(tmp_path_factory.mktemp("chromium")) as driver:
+def browser() -> Iterator:
+    with chromium() as driver:
         driver.set_window_size(1280, 1000)
         yield driver
 

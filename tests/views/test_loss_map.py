@@ -279,7 +279,7 @@ def test_a_keyboard_reaches_passages_bars_and_attention(by_characters, tmp_path)
 
     page = write_report(by_characters, tmp_path / "page.html")
     shown = Page(page.read_text()).data["loss_map"]
-    with chromium(tmp_path / "profile") as driver:
+    with chromium() as driver:
         open_page(driver, page)
 
         def find(selector: str) -> Any:
@@ -321,6 +321,23 @@ def test_a_keyboard_reaches_passages_bars_and_attention(by_characters, tmp_path)
         check_quiet(driver)
 
 
+# Clicks elements, each after the page has been drawn, and returns what #losses shows at each click.
+CLICK_ALL = """
+const [elements, done] = arguments;
+const drawn = () => new Promise((next) => requestAnimationFrame(() => setTimeout(next)));
+const shown = [];
+(async () => {
+  for (const element of elements) {
+    shown.push(document.querySelector("#losses .tokens-text").textContent.replaceAll("⏎", ""));
+    element.click();
+    await drawn();
+    if (document.querySelector("main script, main iframe, main img")) shown.push("markup");
+  }
+  done(shown);
+})();
+"""
+
+
 @pytest.mark.browser
 def test_hostile_texts_are_shown_and_none_runs(tmp_path):
     """More than 200 strings, in the validation text and in the training text."""
@@ -335,18 +352,17 @@ def test_hostile_texts_are_shown_and_none_runs(tmp_path):
     )
     page = write_report(run)
     Page(page.read_text()).check()
-    with chromium(tmp_path / "profile") as driver:
+    with chromium() as driver:
         open_page(driver, page)
         slider = driver.find_element("css selector", "#losses .loss-slider")
         following = driver.find_elements("css selector", "#losses .loss-controls button")[1]
         slider.send_keys(Keys.HOME)
-        found = ""
-        for _ in range(-(-len(hostile) // 320) - 1):
-            found += passage_of(driver)
-            following.click()
+        passages = -(-len(hostile) // 320) - 1
+        found = "".join(driver.execute_async_script(CLICK_ALL, [following] * passages))
         assert f"<|endoftext|>{hostile}".startswith(found)
         assert hostile.endswith(passage_of(driver))
-        for element in driver.find_elements("css selector", "#losses .loss-pick, .place summary"):
-            element.click()
+        clicked = driver.find_elements("css selector", "#losses .loss-pick, .place summary")
+        assert len(clicked) > 20
+        assert "markup" not in driver.execute_async_script(CLICK_ALL, clicked)
         assert driver.find_elements("css selector", "main script, main iframe, main img") == []
         check_quiet(driver)

@@ -456,14 +456,14 @@ def test_no_text_becomes_markup(run, trained):
 @pytest.mark.browser
 def test_hostile_texts_are_shown_and_none_runs(run, tmp_path):
     page = write_report(hostile(run), tmp_path / "page.html")
-    check_shown_as_text(page, tmp_path / "profile")
+    check_shown_as_text(page)
 
 
 @pytest.mark.browser
 def test_the_page_opens_from_its_file_and_shows_its_pictures(trained, tmp_path):
     run, finished = trained
     page = write_report(run, tmp_path / "page.html")
-    with chromium(tmp_path / "profile") as driver:
+    with chromium() as driver:
         open_page(driver, page)
         path = driver.find_element("css selector", ".curve-training").get_attribute("d")
         assert path.count("L") == len(data_of(run)["curves"]["training"]) - 1

@@ -35,8 +35,8 @@ SECTIONS = ["15.1", "15.3", "15.4", "15.5", "15.6", "15.11", "15.7", "15.9"]
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory) -> Iterator:
-    with chromium(tmp_path_factory.mktemp("chromium")) as driver:
+def browser() -> Iterator:
+    with chromium() as driver:
         driver.set_window_size(1280, 1000)
         yield driver
 

@@ -93,8 +93,8 @@ window.fetch = (address, options) => {
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory) -> Iterator:
-    with chromium(tmp_path_factory.mktemp("chromium")) as driver:
+def browser() -> Iterator:
+    with chromium() as driver:
         driver.set_window_size(1280, 900)
         script = {"source": PREPARE}
         driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)
