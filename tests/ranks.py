@@ -32,7 +32,6 @@ import torch
 
 from paths import SOURCES, TESTS
 
-_SOURCES = Path(mygpt.__file__).resolve().parent.parent
 _GRACE_S = 0.5  # in which the other ranks write their errors, once one has failed
 
 
@@ -162,7 +161,7 @@ def _server() -> _Server:
 
 def environment_of(changes: dict[str, str]) -> dict[str, str]:
     """This process's variables for one that forks ranks or is started as one."""
-    paths = [str(TESTS), str(_SOURCES), os.environ.get("PYTHONPATH", "")]
+    paths = [str(TESTS), str(SOURCES), os.environ.get("PYTHONPATH", "")]
     inherited = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     return {
         **inherited,
