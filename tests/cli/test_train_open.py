@@ -139,7 +139,7 @@ def test_a_reader_that_does_not_read_does_not_delay_training(monkeypatch):
         return make(page)
 
     monkeypatch.setattr(LivePage, "_publish", recorded)
-    monkeypatch.setattr(live_server._Handler, "timeout", None)
+    monkeypatch.setattr(live_server.Handler, "timeout", None)
     page = LivePage(ignore)
 
     def train() -> None:
@@ -292,7 +292,7 @@ def test_the_page_grows_and_becomes_the_complete_report():
         assert driver.execute_script(focused) == "seconds"
         assert find("#curves .readout").text.startswith("So far: training")
         page(finished(30))
-        until(lambda: text("its complete report is being made."))
+        until(lambda: text("its complete report is being written."))
         data = page._report.data() | {"table": [["this model", 3.0, 2.0], ["unigram", 4.0, 3.1]]}
         page.complete(data | {"plan": [["seed", "0"]], "notes": ["a note"]})
         until(lambda: text("This is its complete report"))
