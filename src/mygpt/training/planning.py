@@ -52,7 +52,7 @@ _SAMPLED_TOKENS = 2**15  # compressed to estimate how long the baselines take
 _BPE_FROM, _BPE_BELOW, _BPE_SIZE = 4_000_000, 0.1, 4096
 # In a timed run of few tokens, a text of at least so many characters gets a small one: its tokens
 # are of about two characters, so the model reads more of the text (docs/lab-notes.md).
-_SMALL_BPE_FROM, _SMALL_BPE_BELOW_TOKENS, _SMALL_BPE_SIZE = 200_000, 3e6, 512
+_SMALL_BPE_FROM, _SMALL_BPE_BELOW_TOKENS, _SMALL_BPE_SIZE = 200_000, 6e6, 512
 _CHARACTERS = 100  # distinct ones, estimated
 _REPORT_S, _REPORTS = 1.0, 20  # seconds between reports, or their number
 _FLOPS_AN_EXP = 100  # the cost of an exponential in multiplications
