@@ -14,10 +14,12 @@ from mygpt.core.config import GPTConfig
 # (16 registers) or two of NEON (32 registers of half the size).
 _FEATURES = llvm.get_host_cpu_features()
 LANES = 16 if _FEATURES.get("avx512f") else 8
-# A tile's ROWS x VECTORS sums stay in registers, with VECTORS vectors of weights and one of x:
-# 6 x 4 + 4 + 1 = 29 of 32, or 3 x 4 = 12 of 16, whose weights are read from memory as operands.
+# A tile's ROWS x VECTORS sums stay in registers, beside what a step of the inner dimension needs:
+# 6 x 4 sums, the 4 vectors of weights, and one number of x at a time: 29 of 32 registers; or
+# 3 x 4 sums, the 3 numbers of x, and one vector of weights at a time: 16 of 16.
 VECTORS = 4
 ROWS = 6 if LANES == 16 else 3
+KEEPS_X = LANES == 8
 PANEL = VECTORS * LANES  # outputs of a packed matrix that follow each other in memory
 # Instructions for products of bfloat16: vdpbf16ps on vectors (Zen 4, Cooper Lake and later), and
 # tdpbf16ps on the tile registers of AMX (Sapphire Rapids and later).

@@ -14,7 +14,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
-from mygpt.cpu.common.layout import HAS_PAIRS, LANES, ROWS, VECTORS
+from mygpt.cpu.common.layout import HAS_PAIRS, KEEPS_X, LANES, ROWS, VECTORS
 
 intrinsic: Any = numba_intrinsic
 
@@ -159,6 +159,11 @@ def atomic_load(typingctx: Any, counter: Any) -> Any:
 # does 24 multiply-adds for 4 vector loads and 6 scalar ones; and as no sum depends on another, a
 # multiply-add need not wait for the one before it. Measured (docs/lab-notes.md): 107 to
 # 112 GFLOP/s on one thread, where MKL's product of 1024-cubes reaches 80 to 98.
+#
+# With 16 registers (KEEPS_X) there are 3 x 4 = 12 sums, the numbers of x for all 3 rows, and one
+# vector of w at a time, which all rows use before the next one is loaded. The other order needs 4
+# vectors of w at once: LLVM then stores sums on the stack in every step, and the product has 53
+# instead of 90 GFLOP/s on a Zen 3 core.
 
 
 def make_tile(*, quantized: bool = False, transposed: bool = False, pairs: bool = False) -> Any:
@@ -235,29 +240,36 @@ def _emit_tile(
     with cgutils.for_range(builder, depth, intp=_I64) as loop:
         start = builder.mul(loop.index, w_stride)
         along = builder.mul(loop.index, depth_step)
-        panel = []
-        for n in range(vectors):
-            offset = builder.add(start, _I64(n * LANES))
-            if kind.pairs:
-                panel.append(load_vector(builder, w, offset, _WORD_VECTOR, 4))
-            elif kind.quantized:
-                # int8 is widened to float32 in registers: memory delivers a quarter of the bytes.
-                panel.append(
-                    builder.sitofp(load_vector(builder, w, offset, _BYTE_VECTOR, 1), _VECTOR)
-                )
-            else:
-                panel.append(load_vector(builder, w, offset, _VECTOR, 4))
-        for r in range(rows):
+
+        def x_value(r: int, along: Any = along) -> Any:
             number = _I32 if kind.pairs else _F32
-            value = spread(builder, builder.load(builder.gep(x_rows[r], [along]), typ=number))
+            return spread(builder, builder.load(builder.gep(x_rows[r], [along]), typ=number))
+
+        def w_vector(n: int, start: Any = start) -> Any:
+            return _load_weights(builder, w, builder.add(start, _I64(n * LANES)), kind)
+
+        def add(r: int, n: int, value: Any, weights: Any) -> None:
+            before = builder.load(sums[r, n])
+            if kind.pairs:
+                total = add_pairs(builder, before, value, weights)
+            else:
+                # An explicit fma: "contract" alone would leave it to LLVM, loop by loop,
+                # whether product and sum round once or twice.
+                total = builder.call(add_product, [value, weights, before])
+            builder.store(total, sums[r, n])
+
+        if KEEPS_X:
+            values = [x_value(r) for r in range(rows)]
             for n in range(vectors):
-                if kind.pairs:
-                    total = add_pairs(builder, builder.load(sums[r, n]), value, panel[n])
-                else:
-                    # An explicit fma: "contract" alone would leave it to LLVM, loop by loop,
-                    # whether product and sum round once or twice.
-                    total = builder.call(add_product, [value, panel[n], builder.load(sums[r, n])])
-                builder.store(total, sums[r, n])
+                weights = w_vector(n)
+                for r in range(rows):
+                    add(r, n, values[r], weights)
+        else:
+            panel = [w_vector(n) for n in range(vectors)]
+            for r in range(rows):
+                value = x_value(r)
+                for n in range(vectors):
+                    add(r, n, value, panel[n])
     is_adding = builder.icmp_signed("!=", adding, _I64(0))
     for r, n in places:
         offset = builder.add(builder.mul(y_stride, _I64(r)), _I64(n * LANES))
@@ -273,6 +285,16 @@ def _emit_tile(
             total = builder.fadd(total, before)
         at = builder.bitcast(builder.gep(y, [offset]), _VECTOR.as_pointer())
         builder.store(total, at, align=4)
+
+
+def _load_weights(builder: Any, w: Any, offset: Any, kind: _Kind) -> Any:
+    """A vector of one line of w."""
+    if kind.pairs:
+        return load_vector(builder, w, offset, _WORD_VECTOR, 4)
+    if kind.quantized:
+        # int8 is widened to float32 in registers: memory delivers a quarter of the bytes.
+        return builder.sitofp(load_vector(builder, w, offset, _BYTE_VECTOR, 1), _VECTOR)
+    return load_vector(builder, w, offset, _VECTOR, 4)
 
 
 def fma(builder: Any) -> Any:
