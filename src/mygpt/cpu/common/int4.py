@@ -1,8 +1,10 @@
 """Products with weights of 4 bits (see `int4_format`), and packing them.
 
 A weight is read from memory as 4 bits and unpacked in registers: as a bfloat16, as the inputs are,
-two of each a word, which vdpbf16ps multiplies, or on processors without it as a float32. Sums are
-float32, of a group first, then of all groups in order: the same for one row and for many.
+two of each a word, which vdpbf16ps multiplies; or, on processors without it, as an integer of 16
+bits. A group's inputs are then integers of 16 bits too, times a scale, and their products are added
+exactly. Sums are of a group first, then of all groups in order, in float32: the same for one row
+and for many.
 Letters: C inputs, G groups, N outputs, R rows, W width of a panel.
 """
 
@@ -26,6 +28,7 @@ from mygpt.cpu.common.simd import (
     UINT32,
     WORDS,
     add_pairs,
+    as_halves,
     bits_of_float,
     float_of_bits,
     floats,
@@ -65,29 +68,44 @@ def _looked_up_pair(builder: Any, word: Any, pair: int) -> Any:
     return builder.bitcast(builder.call(look_up, [table, halves]), _WORDS)
 
 
-def _weights_of_a_word(builder: Any, word: Any) -> list[Any]:
-    """The numbers of the 8 weights of each lane, in order, in float32, times `_UNIT`."""
-    places = [pair // 2 + 2 * half for pair in range(4) for half in (0, 1)]  # bytes
+def _integers_of_a_word(builder: Any, word: Any) -> list[Any]:
+    """The four pairs of `VALUES` for the 8 weights of each lane, as integers of 16 bits."""
     if not HAS_SHUFFLE:
-        shifts = [8 * byte + 4 * (k // 2 % 2) for k, byte in enumerate(places)]
-        return [_computed(builder, word, shift) for shift in shifts]
-    both = [
-        _looked_up_bytes(builder, word),
-        _looked_up_bytes(builder, builder.lshr(word, _constant(_I32, 4, LANES))),
-    ]
+        pairs = [(4 * pair, 4 * pair + 16) for pair in range(4)]  # shifts of a pair's weights
+        return [
+            builder.or_(
+                builder.and_(_computed(builder, word, first), _constant(_I32, 0xFFFF, LANES)),
+                builder.shl(_computed(builder, word, second), _constant(_I32, 16, LANES)),
+            )
+            for first, second in pairs
+        ]
     found = []
-    for k, byte in enumerate(places):
-        # The byte as the highest of an integer, whose value is then that of the byte times 2**24.
-        bits = both[k // 2 % 2]
-        if byte < 3:
-            bits = builder.shl(bits, _constant(_I32, 24 - 8 * byte, LANES))
-        if byte > 0:
-            bits = builder.and_(bits, _constant(_I32, -(1 << 24), LANES))
-        found.append(builder.sitofp(bits, _FLOATS))
+    eight = _constant(_I16, 8, 2 * LANES)
+    for pair in range(4):
+        # Bytes from the lowest on: of the pairs 0 and 2, or 1 and 3, the first weight of one, that
+        # of the other, then the second weights.
+        four_bits = builder.lshr(word, _constant(_I32, 4, LANES)) if pair % 2 else word
+        halves = builder.bitcast(_looked_up_bytes(builder, four_bits), _HALVES)
+        if pair < 2:
+            halves = builder.shl(halves, eight)
+        found.append(builder.bitcast(builder.ashr(halves, eight), _WORDS))
     return found
 
 
-_UNIT = 1 << 24 if HAS_SHUFFLE else 1
+def _add_integer_pairs(builder: Any, total: Any, x: Any, w: Any) -> Any:
+    """total + x[0] w[0] + x[1] w[1] in each lane of 32 bits, for words of two integers of 16."""
+    if HAS_SHUFFLE:  # vpmaddwd
+        name = "llvm.x86.avx512.pmaddw.d.512" if LANES == 16 else "llvm.x86.avx2.pmadd.wd"
+        kind = ir.FunctionType(_WORDS, [_HALVES, _HALVES])
+        pair_sum = cgutils.get_or_insert_function(builder.module, kind, name)
+        halves = builder.bitcast(x, _HALVES), builder.bitcast(w, _HALVES)
+        return builder.add(total, builder.call(pair_sum, halves))
+    sixteen = _constant(_I32, 16, LANES)
+    for shift in (True, False):
+        factors = [builder.shl(word, sixteen) if shift else word for word in (x, w)]
+        factors = [builder.ashr(word, sixteen) for word in factors]
+        total = builder.add(total, builder.mul(*factors))
+    return total
 
 
 def _looked_up_bytes(builder: Any, word: Any) -> Any:
@@ -102,7 +120,7 @@ def _looked_up_bytes(builder: Any, word: Any) -> Any:
 
 
 def _computed(builder: Any, word: Any, shift: int) -> Any:
-    """The number of `VALUES` for the 4 bits from `shift` on: its formula, rounded."""
+    """The number of `VALUES` for the 4 bits from `shift` on, an integer: its formula, rounded."""
     four = builder.and_(
         builder.lshr(word, _constant(_I32, shift, LANES)), _constant(_I32, 15, LANES)
     )
@@ -112,7 +130,7 @@ def _computed(builder: Any, word: Any, shift: int) -> Any:
     factor = builder.call(fma(builder), [builder.fmul(u, u), cubic, linear])
     kind = ir.FunctionType(_FLOATS, [_FLOATS])
     rint = cgutils.get_or_insert_function(builder.module, kind, f"llvm.rint.v{LANES}f32")
-    return builder.call(rint, [builder.fmul(u, factor)])
+    return builder.fptosi(builder.call(rint, [builder.fmul(u, factor)]), _WORDS)
 
 
 def _emit(builder: Any, operands: Any, adding: Any, rows: int, vectors: int) -> None:
@@ -126,7 +144,7 @@ def _emit(builder: Any, operands: Any, adding: Any, rows: int, vectors: int) -> 
     stride = builder.add(
         builder.mul(width, _I64(LINES)), builder.lshr(width, _I64(1))
     )  # words of a group
-    add_group = _add_pairs_of_group if HAS_PAIRS else _add_floats_of_group
+    add_group = _add_pairs_of_group if HAS_PAIRS else _add_integers_of_group
     with cgutils.for_range(builder, groups, intp=_I64) as loop:
         start, inputs = builder.mul(loop.index, stride), builder.mul(loop.index, _I64(INPUT_WORDS))
         rows_at = [
@@ -173,20 +191,31 @@ def _add_pairs_of_group(builder: Any, x: Any, w: Any, width: Any, vectors: int) 
     return sums
 
 
-def _add_floats_of_group(builder: Any, x: Any, w: Any, width: Any, vectors: int) -> Any:
-    """The same in float32: one vector of outputs after another, since registers are few."""
-    sums = {}
-    for n in range(vectors):
-        own = [ir.Constant(_FLOATS, [0.0] * LANES)] * len(x)
-        for line in range(LINES):
-            here = builder.add(builder.mul(width, _I64(line)), _I64(n * LANES))
-            word = load_vector(builder, w, here, _WORDS, 4)
-            for k, weight in enumerate(_weights_of_a_word(builder, word)):
-                for r, row in enumerate(x):
-                    value = builder.load(builder.gep(row, [_I64(8 * line + k)]), typ=_I32)
-                    value = spread(builder, builder.bitcast(value, ir.FloatType()))
-                    own[r] = builder.call(fma(builder), [value, weight, own[r]])
-        sums.update({(r, n): total for r, total in enumerate(own)})
+# With integers q of x and w, and the scale s of this group's inputs x:
+#
+#     sum over k of x[k] w[k] = s * sum over k of q_x[k] q_w[k]
+#
+# |q_x| <= 32,767 and |q_w| <= 127, so a sum of 32 products is below 2**31.
+def _add_integers_of_group(builder: Any, x: Any, w: Any, width: Any, vectors: int) -> Any:
+    """The same from integers: with several rows one vector of outputs after another."""
+    places = [(line, n) for n in range(vectors) for line in range(LINES)]
+    if len(x) == 1:
+        places.sort()  # the sums of all vectors fit into the registers: memory is read in order
+    sums = {(r, n): _constant(_I32, 0, LANES) for r in range(len(x)) for n in range(vectors)}
+    for line, n in places:
+        here = builder.add(builder.mul(width, _I64(line)), _I64(n * LANES))
+        word = load_vector(builder, w, here, _WORDS, 4)
+        for pair, weights in enumerate(_integers_of_a_word(builder, word)):
+            for r, row in enumerate(x):
+                value = builder.load(builder.gep(row, [_I64(4 * line + pair)]), typ=_I32)
+                sums[r, n] = _add_integer_pairs(
+                    builder, sums[r, n], spread(builder, value), weights
+                )
+    for r, row in enumerate(x):
+        scale = builder.load(builder.gep(row, [_I64(GROUP // 2)]), typ=_I32)
+        scale = builder.bitcast(spread(builder, scale), _FLOATS)
+        for n in range(vectors):
+            sums[r, n] = builder.fmul(builder.sitofp(sums[r, n], _FLOATS), scale)
     return sums
 
 
@@ -224,7 +253,8 @@ def _tile(y, y_stride, x, x_stride, w, width, groups, rows, vectors, adding):
 
 _HALF, _ONE, _16, _UPPER = np.uint32(0x7FFF), np.uint32(1), np.uint32(16), np.uint32(0xFFFF0000)
 _HALF_UP = np.uint32(0x8000)
-_PER_UNIT = np.float32(1 / _UNIT)
+# The largest input of a group is 32,767 steps. Below the least scale, a sum is 0 to 37 digits.
+_PER_STEP, _ONE_FLOAT, _LEAST_SCALE = np.float32(1 / 32767), np.float32(1), np.float32(1e-38)
 
 
 @kernel(FLOAT32, returns=UINT32)
@@ -233,6 +263,24 @@ def _rounded(number):
     bits = np.uint32(bits_of_float(number))
     odd = np.uint32(np.uint32(bits >> _16) & _ONE)
     return np.uint32(np.uint32(bits + np.uint32(_HALF + odd)) >> _16)
+
+
+@kernel(WORDS, FLOATS, INT64)
+def _pack_integers(out, x, count):
+    """out (INPUT_WORDS,) = a group's `count` inputs as integers of 16 bits, zeros, their scale."""
+    largest, total = np.float32(0), np.float32(0)
+    for i in range(count):
+        largest = max(largest, abs(x[i]))
+        total += x[i]
+    scale = largest * _PER_STEP
+    factor = _ONE_FLOAT / scale if scale > _LEAST_SCALE else np.float32(0)
+    halves = as_halves(out)
+    for i in range(count):
+        halves[i] = np.uint16(np.int32(np.rint(x[i] * factor)))
+    for i in range(count, GROUP):
+        halves[i] = np.uint16(0)
+    # Where an input is not finite, the scale is NaN, and so are all sums with it.
+    out[GROUP // 2] = np.uint32(bits_of_float(scale + (total - total)))
 
 
 @kernel(WORDS, INT64, FLOATS, INT64, INT64, INT64)
@@ -249,10 +297,11 @@ def pack_inputs(out, out_stride, x, x_stride, rows, depth):
             if depth % 2:
                 line[depth // 2] = _rounded(own[depth - 1])
         else:
-            for i in range(depth):
-                line[i] = np.uint32(bits_of_float(own[i] * _PER_UNIT))
-            for i in range(depth, out_stride):
-                line[i] = np.uint32(0)
+            for first in range(0, depth, GROUP):
+                _pack_integers(
+                    skip(line, first // GROUP * INPUT_WORDS), skip(own, first),
+                    min(GROUP, depth - first),
+                )  # fmt: skip
 
 
 @kernel(FLOATS, INT64, WORDS, INT64, INT64, WORDS, INT64, INT64, INT64)

@@ -39,10 +39,12 @@ TRIED = np.array([1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 1.05], np.float32)
 #              | k + 7 | k + 5 | k + 3 | k + 1 | k + 6 | k + 4 | k + 2 | k   |
 #
 # vpermw looks both up at once: it uses the lowest 5 bits of each half, so the table is there twice.
-# Without bfloat16, vpshufb looks up the lower 4 bits of all bytes at once, then the upper 4.
+# Without bfloat16, vpshufb looks up the lower 4 bits of all bytes at once, then the upper 4; shifts
+# by 8 bits, with the sign, make pairs of integers of 16 bits of the bytes.
 
-# Words of a group's inputs: two bfloat16 a word, or one float32.
-INPUT_WORDS = GROUP // 2 if HAS_PAIRS else GROUP
+# Words of a group's inputs: two bfloat16 a word, or two integers of 16 bits and a float32, their
+# scale, at the end.
+INPUT_WORDS = GROUP // 2 if HAS_PAIRS else GROUP // 2 + 1
 
 
 def words_of(outputs: int, inputs: int) -> int:

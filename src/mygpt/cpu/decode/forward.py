@@ -168,7 +168,7 @@ def _my_normed(job, thread):
 
 @kernel(INTS, INT64, returns=WORDS)
 def _my_inputs(job, thread):
-    """This thread's own buffer of inputs in bfloat16, INPUT_WORDS words for each of MAX_ROWS."""
+    """This thread's own buffer of packed inputs, INPUT_WORDS words for each of MAX_ROWS."""
     return skip(words(job[at.INPUTS]), thread * job[at.MAX_ROWS] * job[at.INPUT_WORDS])
 
 
