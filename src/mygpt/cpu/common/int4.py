@@ -37,6 +37,7 @@ from mygpt.cpu.common.simd import (
     ints,
     kernel,
     load_vector,
+    prefetch,
     skip,
     spread,
     words,
@@ -151,7 +152,11 @@ def _emit(builder: Any, operands: Any, adding: Any, rows: int, vectors: int) -> 
             builder.gep(x, [builder.add(builder.mul(x_stride, _I64(r)), inputs)])
             for r in range(rows)
         ]
-        sums = add_group(builder, rows_at, builder.gep(w, [start]), width, vectors)
+        group = builder.gep(w, [start])
+        group_bytes = 4 * LINES * vectors * LANES + 2 * vectors * LANES  # weights and scales
+        for offset in range(0, group_bytes, 64):
+            prefetch(builder, group, offset)
+        sums = add_group(builder, rows_at, group, width, vectors)
         scales_at = builder.add(start, builder.mul(width, _I64(LINES)))
         halves = builder.bitcast(builder.gep(w, [scales_at]), _I16.as_pointer())
         for n in range(vectors):

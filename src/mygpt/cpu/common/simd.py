@@ -14,7 +14,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
-from mygpt.cpu.common.layout import HAS_PAIRS, KEEPS_X, LANES, ROWS, VECTORS
+from mygpt.cpu.common.layout import BYTES_AHEAD, HAS_PAIRS, KEEPS_X, LANES, ROWS, VECTORS
 
 intrinsic: Any = numba_intrinsic
 
@@ -258,6 +258,8 @@ def _emit_tile(
                 total = builder.call(add_product, [value, weights, before])
             builder.store(total, sums[r, n])
 
+        if kind.quantized:
+            prefetch(builder, builder.gep(w, [start]))
         if KEEPS_X:
             values = [x_value(r) for r in range(rows)]
             for n in range(vectors):
@@ -295,6 +297,18 @@ def _load_weights(builder: Any, w: Any, offset: Any, kind: _Kind) -> Any:
         # int8 is widened to float32 in registers: memory delivers a quarter of the bytes.
         return builder.sitofp(load_vector(builder, w, offset, _BYTE_VECTOR, 1), _VECTOR)
     return load_vector(builder, w, offset, _VECTOR, 4)
+
+
+def prefetch(builder: Any, pointer: Any, offset: int = 0) -> None:
+    """Have the cache line that is BYTES_AHEAD behind pointer + offset bytes read, if not 0."""
+    if not BYTES_AHEAD:
+        return
+    byte = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+    read = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    address = builder.gep(builder.bitcast(pointer, byte), [_I64(BYTES_AHEAD + offset)])
+    # For reading, into all caches, as data. An address that does not exist is ignored.
+    builder.call(read, [address, _I32(0), _I32(3), _I32(1)])
 
 
 def fma(builder: Any) -> Any:
