@@ -20,9 +20,9 @@ LANES = 16 if _FEATURES.get("avx512f") else 8
 VECTORS = 4
 ROWS = 6 if LANES == 16 else 3
 KEEPS_X = LANES == 8
-# Products with weights of 8 and 4 bits ask for memory so many bytes ahead. A Zen 3 core reads 9 GB/s
-# of int8 without that, 11 to 14 with it, and 20 from its cache. With AVX-512 int8 is at 95% of what
-# memory delivers, without.
+# Products with weights of 8 and 4 bits ask for memory so many bytes ahead. Without that a core of
+# Zen 3 reads 9 GB/s of int8, with it 11 to 14, and 20 from its cache. With AVX-512 int8 is at 95%
+# of what memory delivers, without.
 BYTES_AHEAD = 2048 if LANES == 8 else 0
 PANEL = VECTORS * LANES  # outputs of a packed matrix that follow each other in memory
 # Instructions for products of bfloat16: vdpbf16ps on vectors (Zen 4, Cooper Lake and later), and
