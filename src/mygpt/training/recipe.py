@@ -62,6 +62,9 @@ _COUNTING_S_PER_TOKEN, _MOST_COUNTING = 8e-7, 0.04  # counting n-grams, a fracti
 # A wider model than this memorises the text sooner, and is not better.
 _MOST_PARAMETERS_PER_TOKEN = 5.0
 _SHORT = 30_000  # tokens: a text so short needs more dropout
+# Smoothed targets make up for dropout up to 20 epochs, but not of merges, which larger vocabularies
+# are: they are fewer than characters, and memorised sooner (docs/lab-notes.md).
+_SMALL_VOCABULARY = 256
 _LEAST_VALIDATED = 2**17
 _APART = 5  # steps between validations, at least
 # For an existing model: AdamW's rate times the width to the power of 1.5, the longest windows, the
@@ -200,8 +203,8 @@ def choose(
     elif repeated is not None and _smoothable(num_tokens, vocab_size, budget):
         training["ngram_smoothing"] = _SMOOTHING
     return _recipe(
-        shape, training, asked, tokens=tokens, num_tokens=num_tokens, val_tokens=val_tokens,
-        least_validated=_LEAST_VALIDATED, by_clock=budget.by_clock,
+        shape, training, asked, vocab_size=vocab_size, tokens=tokens, num_tokens=num_tokens,
+        val_tokens=val_tokens, least_validated=_LEAST_VALIDATED, by_clock=budget.by_clock,
         most_epochs=_MOST_EPOCHS_REPETITIVE if repetitive else MOST_EPOCHS,
     )  # fmt: skip
 
@@ -250,8 +253,9 @@ def continuing(
     shape = {**config.to_dict(), "dropout": asked.get("dropout")}
     del shape["vocab_size"]
     return _recipe(
-        shape, training, asked, tokens=tokens, num_tokens=num_tokens, val_tokens=val_tokens,
-        least_validated=_LEAST_VALIDATED_AGAIN, by_clock=budget.by_clock,
+        shape, training, asked, vocab_size=config.vocab_size, tokens=tokens,
+        num_tokens=num_tokens, val_tokens=val_tokens, least_validated=_LEAST_VALIDATED_AGAIN,
+        by_clock=budget.by_clock,
     )  # fmt: skip
 
 
@@ -260,6 +264,7 @@ def _recipe(
     training: dict[str, Any],
     asked: Mapping[str, Any],
     *,
+    vocab_size: int,
     tokens: float,
     num_tokens: int,
     val_tokens: int,
@@ -286,7 +291,7 @@ def _recipe(
     training |= {name: value for name, value in asked.items() if name in TRAIN_OPTIONS}
     if shape.get("dropout") is None:
         smoothed = bool(training.get("ngram_smoothing"))
-        shape["dropout"] = _dropout(epochs, num_tokens, smoothed=smoothed)
+        shape["dropout"] = _dropout(epochs, num_tokens, vocab_size, smoothed=smoothed)
     return Recipe(shape, training, tokens, epochs, bounded)
 
 
@@ -358,7 +363,7 @@ def _eval_shares(tokens: float, val_tokens: int) -> tuple[float, ...]:
     return tuple((number / count) ** 1.5 for number in range(1, count))
 
 
-def _dropout(epochs: float, num_tokens: int, *, smoothed: bool) -> float:
-    if smoothed:
+def _dropout(epochs: float, num_tokens: int, vocab_size: int, *, smoothed: bool) -> float:
+    if smoothed and vocab_size <= _SMALL_VOCABULARY:
         return 0.0 if epochs < 20 else 0.1 if num_tokens >= _SHORT else 0.2
     return 0.0 if epochs < 12 else 0.1 if epochs < 25 else 0.2
