@@ -214,13 +214,12 @@ def test_a_dry_run_has_no_page(capsys):
 @pytest.mark.parametrize("ends", ["by itself", "by a signal"])
 def test_the_command_shows_the_complete_report_or_that_it_was_interrupted(tmp_path, ends):
     (tmp_path / "times.txt").write_text(TEXT)
-    code = "import sys; from mygpt.cli import main; main(['train', *sys.argv[1:]])"
     steps = "300" if ends == "by itself" else "1000000"
     options = ["--preset", "nano", "--embed-dim", "16", "--max-seq-len", "16", "--batch-size", "4",
                "--num-layers", "1", "--num-heads", "1", "--eval-every", "100", "-o", "run",
                "--print-every", "1000", "--steps", steps, "--open"]  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "times.txt", *options],
+        [sys.executable, "-m", "mygpt", "train", "times.txt", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
