@@ -258,7 +258,8 @@ def _tile(y, y_stride, x, x_stride, w, width, groups, rows, vectors, adding):
 
 _HALF, _ONE, _16, _UPPER = np.uint32(0x7FFF), np.uint32(1), np.uint32(16), np.uint32(0xFFFF0000)
 _HALF_UP = np.uint32(0x8000)
-# The largest input of a group is 32,767 steps. Below the least scale, a sum is 0 to 37 digits.
+# The largest input of a group is 32,767 steps. A group with a smaller step than the least counts as
+# zeros: the reciprocal of its step may not be a float32.
 _PER_STEP, _ONE_FLOAT, _LEAST_SCALE = np.float32(1 / 32767), np.float32(1), np.float32(1e-38)
 
 

@@ -300,7 +300,7 @@ def _load_weights(builder: Any, w: Any, offset: Any, kind: _Kind) -> Any:
 
 
 def prefetch(builder: Any, pointer: Any, offset: int = 0) -> None:
-    """Have the cache line that is BYTES_AHEAD behind pointer + offset bytes read, if not 0."""
+    """Have the cache line that is BYTES_AHEAD after pointer + offset bytes read, if not 0."""
     if not BYTES_AHEAD:
         return
     byte = ir.IntType(8).as_pointer()
