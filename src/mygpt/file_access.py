@@ -183,3 +183,14 @@ def _is_own_group(number: int) -> bool:
         return False
     alone = set(group.gr_mem) <= {me.pw_name}
     return number == me.pw_gid and group.gr_name == me.pw_name and alone
+
+
+def cache_folder() -> Path:
+    """The folder of all caches: MYGPT_CACHE, else `mygpt` in the user's cache folder.
+
+    Raises:
+        RuntimeError: for a user without a home directory.
+    """
+    chosen = os.environ.get("MYGPT_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(chosen) if chosen else Path(home) / "mygpt"

@@ -18,6 +18,7 @@ import pytest
 
 from mygpt.cpu.common import build
 from mygpt.cpu.common.build import TRAINING
+from mygpt.file_access import cache_folder
 
 pytestmark = pytest.mark.kernels
 
@@ -67,12 +68,12 @@ def files(folder: Path) -> list[str]:
 def test_cache_folder_is_the_chosen_one_or_the_users(monkeypatch):
     monkeypatch.setenv("MYGPT_CACHE", "/somewhere/else")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert build.cache_folder() == Path("/somewhere/else")
+    assert cache_folder() == Path("/somewhere/else")
     monkeypatch.setenv("MYGPT_CACHE", "")
-    assert build.cache_folder() == Path("/xdg/mygpt")
+    assert cache_folder() == Path("/xdg/mygpt")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
-    assert build.cache_folder() == Path("/home/someone/.cache/mygpt")
+    assert cache_folder() == Path("/home/someone/.cache/mygpt")
 
 
 def test_machine_code_is_compiled_once_and_stored(compilations, tmp_path, caplog):

@@ -135,9 +135,10 @@ def doctor(
 def inspect_environment(runs: Path = Path("runs")) -> Environment:
     """Collect the facts. Imports torch and changes nothing."""
     from mygpt import __version__, machine
-    from mygpt.cpu.common.build import cache_folder, has_machine_code
+    from mygpt.cpu.common.build import has_machine_code
     from mygpt.cpu.common.workers import usable_cores
     from mygpt.decode.choice import cpu_engine_available, may_have_gpu
+    from mygpt.file_access import cache_folder
 
     # Read before torch is imported, since the import itself adds to the load.
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -323,11 +324,11 @@ def warmup() -> None:
     from mygpt.cpu.common.build import (
         DECODING,
         TRAINING,
-        cache_folder,
         compile_now,
         has_machine_code,
         unusable_cache,
     )
+    from mygpt.file_access import cache_folder
 
     if (why := unusable_cache()) is not None:
         raise StorageError(f"machine code cannot be kept in the cache: {why}")

@@ -30,10 +30,16 @@ from mygpt.data.building import StoreProgress
 from mygpt.data.store_index import Index
 from mygpt.data.store_request import StoreOptions
 from mygpt.data.store_tokenizer import characters_in
-from mygpt.data.token_cache import cache_folder, is_digest
+from mygpt.data.token_cache import is_digest
 from mygpt.data.token_store import TokenStore
 from mygpt.errors import CheckpointError, InputError, StorageError
-from mygpt.file_access import PRIVATE_FILE, make_private_folder, not_private, open_descriptor
+from mygpt.file_access import (
+    PRIVATE_FILE,
+    cache_folder,
+    make_private_folder,
+    not_private,
+    open_descriptor,
+)
 from mygpt.machine import free_memory_bytes
 from mygpt.text import RecordOptions, TextSource, find_sources, pieces
 from mygpt.text.reading import (

@@ -31,6 +31,7 @@ from mygpt.data.tokens import dtype_of, encode_documents
 from mygpt.errors import CheckpointError, InputError, StorageError
 from mygpt.file_access import (
     PRIVATE_FILE,
+    cache_folder,
     is_private,
     make_private_folder,
     not_private,
@@ -122,13 +123,6 @@ def _cache_file(documents: Sequence[Document], facts: list[bytes]) -> Path | Non
     except (UnicodeEncodeError, RuntimeError):  # a lone surrogate; a user without home directory
         return None
     return folder / key.hexdigest()
-
-
-def cache_folder() -> Path:
-    """The root folder of all caches; `RuntimeError` for a user without a home directory."""
-    chosen = os.environ.get("MYGPT_CACHE")
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(chosen) if chosen else Path(home) / "mygpt"
 
 
 def is_digest(path: Path) -> bool:

@@ -28,6 +28,7 @@ from mygpt.checkpoint.durable import remove_abandoned, write_durably
 from mygpt.errors import CheckpointError, OutOfMemoryError
 from mygpt.file_access import (
     PRIVATE_FILE,
+    cache_folder,
     is_private,
     make_private_folder,
     not_private,
@@ -65,7 +66,7 @@ _COMMON, _DECODE, _TRAIN = (f"mygpt.cpu.{part}" for part in ("common", "decode",
 _SHARED = tuple(
     f"{_COMMON}.{name}" for name in ("layout", "simd", "arithmetic", "matmul", "weights")
 )
-_INT4 = (f"{_COMMON}.int4_format", f"{_COMMON}.int4")
+_INT4 = tuple(f"{_COMMON}.{name}" for name in ("int4_format", "int4", "int4_quantizing"))
 _DECODE_SOURCES = ("layout", "attention", "forward", "sample", "draft", "loop")
 DECODING = KernelLibrary(
     "kernels",
@@ -76,7 +77,7 @@ DECODING = KernelLibrary(
         (f"{_DECODE}.loop", "run"),
         (f"{_COMMON}.weights", "digest"),
         (f"{_COMMON}.weights", "pack_matrices"),
-        (f"{_COMMON}.int4", "quantize_int4"),
+        (f"{_COMMON}.int4_quantizing", "quantize_int4"),
     ),
 )
 _TRAIN_SOURCES = (
@@ -161,15 +162,6 @@ def _read(path: Path) -> bytes:
     if hashlib.sha256(data[_DIGEST_BYTES:]).digest() != data[:_DIGEST_BYTES]:
         raise OSError(f"{path} is damaged")  # the linker would abort the process
     return data[_DIGEST_BYTES:]
-
-
-def cache_folder() -> Path:
-    """The folder of machine code: MYGPT_CACHE, else `mygpt` in the user's cache folder."""
-    chosen = os.environ.get("MYGPT_CACHE")
-    if chosen:
-        return Path(chosen)
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(home) / "mygpt"
 
 
 @functools.cache

@@ -35,7 +35,7 @@ class PackedModel:
             "rotary_sin", (L, D) or fewer rows, where a model has tables of its own.
         weights: the format of matrices, one of `FORMATS`. int8: with one float32 scale an output
             (the largest weight becomes 127). int4: with a bfloat16 scale for each 32 inputs of an
-            output (see `mygpt.cpu.common.int4`); embedding and head are int8 then.
+            output (see `mygpt.cpu.common.int4_format`); embedding and head are int8 then.
 
     Attributes:
         job: the model's part of a job (see `layout`); zeros elsewhere.
