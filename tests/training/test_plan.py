@@ -430,8 +430,9 @@ def test_texts_too_long_for_an_epoch_get_longer_tokens() -> None:
     def chosen(num_chars: int, preset: str = "auto", **options: Any) -> str:
         return planner_of(preset, options, 5e10).tokenizer(num_chars)
 
-    assert chosen(27_000_000, minutes=2.0).startswith("bpe:")
-    assert chosen(27_000_000, tokens=10**6).startswith("bpe:")
+    assert chosen(27_000_000, minutes=2.0) == "bpe:1024", "few tokens"
+    assert chosen(500_000_000, minutes=100.0) == "bpe:4096"
+    assert chosen(27_000_000, tokens=10**6) == "bpe:4096"
     assert chosen(27_000_000, minutes=10_000.0) == "auto"
     assert chosen(1_000_000, tokens=10_000) == "auto", "merges need a training text"
     assert chosen(27_000_000, preset="nano") == "auto"
@@ -447,7 +448,8 @@ def test_what_is_read_once_or_twice_in_the_time_gets_small_merges() -> None:
     def chosen(num_chars: int, **options: Any) -> str:
         return planner_of("auto", options, 5e10).tokenizer(num_chars)
 
-    assert chosen(1_000_000, minutes=0.5) == "bpe:512"
+    assert chosen(1_000_000, minutes=0.5) == "bpe:1024", "read at most twice by characters"
+    assert chosen(1_000_000, minutes=5.0) == "bpe:512"
     assert chosen(200_000, minutes=0.5) == "bpe:512"
     assert chosen(199_999, minutes=0.5) == "auto", "too short a text"
     assert chosen(1_000_000, minutes=30.0) == "auto", "characters are better then"

@@ -47,12 +47,15 @@ _BFLOAT16_FROM = 1.2
 # the process; validation; and the baselines that the loss is compared with.
 _ENDING_S = 0.8
 _SAMPLED_TOKENS = 2**15  # compressed to estimate how long the baselines take
-# A text of at least so many characters, if training reads less than this fraction of an epoch, gets
-# a large BPE tokenizer: better at 1/14 of an epoch, worse at 1/7 and 1/3 (docs/lab-notes.md).
-_BPE_FROM, _BPE_BELOW, _BPE_SIZE = 4_000_000, 0.1, 4096
 # In a timed run of few tokens, a text of at least so many characters gets a small one: its tokens
-# are of about two characters, so the model reads more of the text (docs/lab-notes.md).
-_SMALL_BPE_FROM, _SMALL_BPE_BELOW_TOKENS, _SMALL_BPE_SIZE = 200_000, 6e6, 512
+# are of about two characters, so the model reads more of the text. The larger of the two has no
+# smoothed targets, and is better if no more than so many epochs of characters can be read
+# (docs/lab-notes.md).
+_SMALL_BPE_FROM, _SMALL_BPE_BELOW_TOKENS, _SMALL_BPE_SIZES = 200_000, 1e7, (512, 1024)
+_LARGER_BPE_BELOW = 2.0
+# In longer runs, a text of at least so many characters, if training reads less than this fraction
+# of an epoch, gets a large one: better at 1/14 of an epoch, worse at 1/7 and 1/3.
+_BPE_FROM, _BPE_BELOW, _BPE_SIZE = 4_000_000, 0.1, 4096
 _CHARACTERS = 100  # distinct ones, estimated
 _REPORT_S, _REPORTS = 1.0, 20  # seconds between reports, or their number
 _FLOPS_AN_EXP = 100  # the cost of an exponential in multiplications
@@ -162,10 +165,10 @@ class Planner:
             return "auto"
         budget = self._budget()
         recipe = choose(num_chars, 0, _CHARACTERS, budget, asked=self._asked)
-        if num_chars >= _BPE_FROM and recipe.epochs <= _BPE_BELOW:
-            return f"bpe:{_BPE_SIZE}"
-        small = budget.by_clock and recipe.tokens <= _SMALL_BPE_BELOW_TOKENS
-        return f"bpe:{_SMALL_BPE_SIZE}" if small else "auto"
+        if budget.by_clock and recipe.tokens <= _SMALL_BPE_BELOW_TOKENS:
+            return f"bpe:{_SMALL_BPE_SIZES[recipe.epochs <= _LARGER_BPE_BELOW]}"
+        large = num_chars >= _BPE_FROM and recipe.epochs <= _BPE_BELOW
+        return f"bpe:{_BPE_SIZE}" if large else "auto"
 
     def plan(
         self,
