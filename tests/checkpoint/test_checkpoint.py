@@ -196,7 +196,7 @@ def test_what_is_damaged_is_named(saved):
         data = bytearray(whole)
         data[len(whole) - len(numbers) + entry["data_offsets"][0]] ^= 1
         saved.write_bytes(data)
-        assert f"tensor {name} does not match its digest" in refused(saved)
+        assert f"tensor {name!r} does not match its digest" in refused(saved)
     saved.write_bytes(whole.replace(b'\\"step\\":7', b'\\"step\\":8'))
     assert "header does not match its digest" in refused(saved)
 
@@ -317,7 +317,7 @@ def test_a_tokenizer_too_large_for_the_header_is_stored_as_a_tensor(tmp_path, mo
     data = bytearray(path.read_bytes())
     data[data.index(b'"chars"') + 20] ^= 1
     path.write_bytes(data)
-    assert "tensor json/tokenizer does not match its digest" in refused(path)
+    assert "tensor 'json/tokenizer' does not match its digest" in refused(path)
 
 
 @pytest.mark.parametrize(
@@ -429,12 +429,12 @@ def test_arrays_that_do_not_fit_the_shape_are_named(tmp_path):
         path = tmp_path / "x"
         arrays = {**model_arrays(model), name: array}
         write_arrays(path, arrays, {"config": TUTORIAL.to_dict(), "tokenizer": state})
-        with pytest.raises(CheckpointError, match=rf"tensor {name} has shape \({len(array)},\)"):
+        with pytest.raises(CheckpointError, match=rf"tensor '{name}' has shape \({len(array)},\)"):
             load_checkpoint(path)
     arrays = model_arrays(model)
     del arrays["token_embedding.weight"]
     write_arrays(path, arrays, {"config": TUTORIAL.to_dict(), "tokenizer": state})
-    with pytest.raises(CheckpointError, match=r"token_embedding.weight is missing.*\(5, 8\)"):
+    with pytest.raises(CheckpointError, match=r"token_embedding.weight' is missing.*\(5, 8\)"):
         load_checkpoint(path)
 
 

@@ -17,6 +17,8 @@ from mygpt.evaluation.inside_values import contribution_list
 from servers import CHARS, client, tiny_writer
 from shapes import CONFIGS, build, own_forward
 
+pytestmark = pytest.mark.kernels
+
 IDS = [0, 1, 2, 0, 1, 0, 3, 0, 1]
 WRITER = tiny_writer()
 

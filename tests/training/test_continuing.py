@@ -168,7 +168,7 @@ def test_a_broken_model_is_refused(base: Path, tune: Tune, tmp_path: Path) -> No
     arrays = {name: array.copy() for name, array in found.arrays.items()}
     arrays["final_norm.weight"][0] = np.nan
     write_checkpoint(tmp_path / "nan.pt", arrays, found.config, found.tokenizer, {})
-    with pytest.raises(InputError, match=r"final_norm\.weight has infinite or NaN values"):
+    with pytest.raises(InputError, match=r"final_norm\.weight' has infinite or NaN values"):
         tune(init_from=tmp_path / "nan.pt", steps=1)
     assert not (tmp_path / "on").exists()
 

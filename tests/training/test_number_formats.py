@@ -159,6 +159,7 @@ def test_a_run_resumes_in_float32_if_requested(runs: Runs, monkeypatch: pytest.M
     assert settings["dtype"] == "float32"
 
 
+@pytest.mark.kernels
 def test_a_processor_without_it_refuses_in_one_line(
     tmp_path: Path, unable: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

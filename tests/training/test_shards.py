@@ -270,9 +270,15 @@ def test_a_foreign_folder_is_refused(saved: Saved, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"weights": torch.zeros(4, 3)}, r"tensor weights is \(3, 4\) of torch.float32, and \(4, "),
-        ({"step": torch.tensor(1.0)}, r"step is \(\) of torch.int64, and \(\) of torch.float32 is"),
-        ({"bias": torch.zeros(4)}, "holds no tensor bias"),
+        (
+            {"weights": torch.zeros(4, 3)},
+            r"tensor 'weights' is \(3, 4\) of torch.float32, and \(4",
+        ),
+        (
+            {"step": torch.tensor(1.0)},
+            r"step' is \(\) of torch.int64, and \(\) of torch.float32",
+        ),
+        ({"bias": torch.zeros(4)}, "holds no tensor 'bias'"),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(saved: Saved, other: Any, said: str) -> None:

@@ -125,7 +125,7 @@ def _check_storable(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> 
         raise InputError(f"a tensor cannot be named {name[:80]!r}: choose another name")
     if dtype not in _NAMES or len(shape) > MOST_DIMENSIONS:
         raise InputError(
-            f"tensor {name[:80]} has the number type {dtype!s:.40} and {len(shape)} dimensions: "
+            f"tensor {name!r:.80} has the number type {dtype!s:.40} and {len(shape)} dimensions: "
             f"only {', '.join(map(str, _NAMES))}, and at most {MOST_DIMENSIONS} dimensions, can be "
             "written"
         )
@@ -259,7 +259,7 @@ def _read_header(path: Path, file: BinaryIO) -> Header:
     for name, entry in header.entries.items():
         if entry.dtype not in _DTYPES:
             raise CheckpointError(
-                f"{path}: tensor {name[:80]} has the number type {entry.dtype!r:.20}, which mygpt "
+                f"{path}: tensor {name!r:.80} has the number type {entry.dtype!r:.20}, which mygpt "
                 f"does not write: known are {', '.join(_DTYPES)}"
             )
     return header
@@ -282,5 +282,5 @@ def _name_damage(path: Path, arrays: Arrays, digests: Any) -> str:
     wanted = digests if isinstance(digests, dict) else {}
     for name, array in arrays.items():
         if tensor_digest(array) != wanted.get(name):
-            return f"{path} is damaged: tensor {name[:80]} does not match its digest"
+            return f"{path} is damaged: tensor {name!r:.80} does not match its digest"
     return f"{path} is damaged: its header does not match its digest"

@@ -91,7 +91,7 @@ class Checkpoint:
             found = self.arrays[name].shape if name in self.arrays else None
             if wanted.get(name) != found:
                 raise CheckpointError(
-                    f"{self.path} is damaged: tensor {name} "
+                    f"{self.path} is damaged: tensor {name!r:.80} "
                     f"{'is missing' if found is None else f'has shape {found}'}, and its "
                     f"configuration needs {wanted.get(name) or 'no such tensor'}"
                 )
@@ -122,8 +122,8 @@ def check_finite(arrays: Arrays, name: str) -> None:
     for tensor, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise CheckpointError(
-                f"{name}: tensor {tensor} has infinite or NaN values, so the model cannot be used: "
-                "use an earlier checkpoint"
+                f"{name}: tensor {tensor!r:.80} has infinite or NaN values, so the model cannot "
+                "be used: use an earlier checkpoint"
             )
 
 

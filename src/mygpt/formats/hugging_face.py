@@ -144,9 +144,9 @@ def _settle_head(
     if config.tied and head in tensors:
         if embedding in tensors and not tensors.equal(head, embedding):
             raise InputError(
-                f"{tensors.where}: tensors {tensors[head].name} and {tensors[embedding].name} "
-                'differ, and config.json ties them: set "tie_word_embeddings": false there to use '
-                "the separate head"
+                f"{tensors.where}: tensors {tensors[head].name!r:.80} and "
+                f"{tensors[embedding].name!r:.80} differ, and config.json ties them: set "
+                '"tie_word_embeddings": false there to use the separate head'
             )
         tensors[embedding] = tensors.pop(head)
     return []

@@ -269,11 +269,11 @@ def _read_checked(folder: Path, tensors: Tensors, digests: Mapping[str, str]) ->
     entries: dict[str, Any] = metadata.state_dict_metadata
     for name, tensor in tensors.items():
         if name not in entries:
-            raise CheckpointError(f"{folder} holds no tensor {name}")
+            raise CheckpointError(f"{folder} holds no tensor {name!r:.80}")
         shape, dtype = entries[name].size, entries[name].properties.dtype
         if shape != tensor.shape or dtype != tensor.dtype:
             raise CheckpointError(
-                f"{folder}: tensor {name} is {tuple(shape)} of {dtype}, and "
+                f"{folder}: tensor {name!r:.80} is {tuple(shape)} of {dtype}, and "
                 f"{tuple(tensor.shape)} of {tensor.dtype} is wanted"
             )
     return metadata
@@ -364,7 +364,7 @@ def _check_places(folder: Path, metadata: Metadata, sizes: Mapping[str, int]) ->
             raise ValueError
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
         raise CheckpointError(
-            f"{folder} is not loaded: its metadata does not say where tensor {name!s:.80} is"
+            f"{folder} is not loaded: its metadata does not say where tensor {name!r:.80} is"
         ) from None
 
 
