@@ -99,6 +99,9 @@ def test_a_dry_run_shows_the_recipe_and_writes_nothing(text, tmp_path, capsys, m
     assert "recipe: 4 layers of width 64" in out
     assert "times the text" in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fox.txt"]
+    for tokenizer in ("char", "bpe:300"):
+        short = ("--tokens", "100000", "--tokenizer", tokenizer, "--dry-run")
+        assert "expected validation loss: " in shell(capsys, "train", text, *short)[1], tokenizer
     shell(capsys, "train", text, "--steps", "1", "--preset", "nano")
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.*")}
     code, out, err = shell(capsys, "train", text, "--tokens", "100000", "--dry-run")

@@ -421,6 +421,9 @@ def test_a_large_model_does_not_get_a_small_ones_epochs() -> None:
 def test_the_expected_loss_falls_with_the_number_of_tokens() -> None:
     middles = [recipe.expected_loss(1.561, tokens, 0.1)[0] for tokens in (1.2e6, 3.4e6, 8e6)]
     assert middles == pytest.approx([1.54, 1.482, 1.439], rel=0.015), "as measured"
+    merges = (2.98, 1.1e6, 0.0), (3.35, 2.8e6, 0.1), (2.73, 9e6, 0.01)
+    middles = [recipe.expected_loss(*facts, merges=True)[0] for facts in merges]
+    assert middles == pytest.approx([3.04, 3.66, 2.51], rel=0.04), "of merges"
     for repeated, least in ((0.1, 1.8), (0.9, 0.8)):
         middle, low, high = recipe.expected_loss(2.0, 1e6, repeated)
         assert least < low + 0.1 < middle < high

@@ -27,7 +27,7 @@ from mygpt.training.events import Event, Listener, Note, require_listener
 from mygpt.training.lifecycle import run_session
 from mygpt.training.ngram_targets import repeated_fraction
 from mygpt.training.prepare import Request, prepare
-from mygpt.training.recipe import expected_loss
+from mygpt.training.recipe import MOST_EXPECTED_VOCABULARY, expected_loss
 from mygpt.training.recorded_files import resolved
 from mygpt.training.resuming import present_files, replayed, resumed
 from mygpt.training.run import RunFolder
@@ -156,13 +156,16 @@ def plan(
         f"model: {start.shape.num_parameters():,} parameters ({text.tokenizer.kind}, vocabulary "
         f"{start.shape.vocab_size}), to be written to {start.run.name}"
     )
-    plain = text.tokenizer.kind in ("char", "byte")
-    if found.expected_tokens and len(text.val_tokens) > 1 and plain:
+    merges = text.tokenizer.kind == "bpe"
+    fitted = text.tokenizer.kind in ("char", "byte") or (
+        merges and start.shape.vocab_size <= MOST_EXPECTED_VOCABULARY
+    )
+    if found.expected_tokens and len(text.val_tokens) > 1 and fitted:
         known = text.train_tokens[max(0, len(text.train_tokens) - MOST_TRAIN_TOKENS) :]
         scored = text.val_tokens[:MOST_TEST_TOKENS]
         (fivegram,) = ngram_losses(known, scored, start.shape.vocab_size, [5])
         repeated = repeated_fraction(known, scored)
-        middle, low, high = expected_loss(fivegram, found.expected_tokens, repeated)
+        middle, low, high = expected_loss(fivegram, found.expected_tokens, repeated, merges=merges)
         lines.append(
             f"expected validation loss: {middle:.2f} nats per token ({low:.2f} to {high:.2f}; a "
             f"5-gram model gets {fivegram:.2f})"

@@ -44,7 +44,8 @@ TOKENS_PER_STEP = 2048
 _MOST_PER_STEP = 2**16  # tokens, if longer windows are asked for and no batch size
 # Of the expected loss, to either side; of a text that repeats itself the loss depends on how much
 # of it is copied.
-_SPREAD, _REPETITIVE_LOSS, _REPETITIVE_SPREAD = 0.07, 0.8, 0.5
+_SPREAD, _REPETITIVE_LOSS, _REPETITIVE_MERGES, _REPETITIVE_SPREAD = 0.07, 0.8, 1.1, 0.5
+MOST_EXPECTED_VOCABULARY = 2048  # of larger ones the loss was not fitted
 # After more, a model only memorises the text; one that repeats itself it still learns to copy.
 MOST_EPOCHS, _MOST_EPOCHS_REPETITIVE = 40.0, 160.0
 _MOST_EVALUATIONS = 20
@@ -331,22 +332,27 @@ def most_validated(tokens: float, least: int = _LEAST_VALIDATED) -> int:
     return max(least, int(0.015 * 3 * min(tokens, 1e15)))
 
 
-def expected_loss(fivegram: float, tokens: float, repeated: float) -> tuple[float, float, float]:
+def expected_loss(
+    fivegram: float, tokens: float, repeated: float, *, merges: bool = False
+) -> tuple[float, float, float]:
     """An estimate of a run's final validation loss: middle, lower and upper end.
 
     The loss of a 5-gram model measures how hard the text is; a run's loss relative to it falls
-    with the number of tokens. Fitted to runs of 0.8 to 8 million characters of seven texts, and
-    roughly to four that repeat themselves.
+    with the number of tokens. Fitted to runs of 0.8 to 8 million characters, and of 0.7 to 6
+    million merges, of eleven texts, roughly to those that repeat themselves (docs/lab-notes.md).
 
     Args:
         fivegram: the 5-gram model's loss, nats per token.
-        tokens: the number of tokens of the run.
+        tokens: the number of tokens that the run is estimated to read.
         repeated: the fraction of the validation text that is in passages of the training text.
+        merges: tokens are merges of a small vocabulary, not characters or bytes. The 5-gram model
+            knows a repeated passage of them sooner than a network does.
     """
     if repeated > _REPETITIVE:
-        middle = _REPETITIVE_LOSS * fivegram
+        middle = (_REPETITIVE_MERGES if merges else _REPETITIVE_LOSS) * fivegram
         return middle, middle * (1.0 - _REPETITIVE_SPREAD), middle * (1.0 + _REPETITIVE_SPREAD)
-    middle = fivegram * (0.89 + 0.10 * math.sqrt(1e6 / max(1.0, tokens)))
+    per_root = 0.12 + 1.8 * repeated if merges else 0.10
+    middle = fivegram * (0.89 + per_root * math.sqrt(1e6 / max(1.0, tokens)))
     return middle, middle * (1.0 - _SPREAD), middle * (1.0 + _SPREAD)
 
 
