@@ -66,7 +66,7 @@ def make_app(writer: Writer, settings: ServerSettings) -> Starlette:
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=[Middleware(Guards, settings)],
+        middleware=[Middleware(Guards, settings=settings)],
         exception_handlers=dict.fromkeys(
             (ApiError, HTTPException, ClientDisconnect, ClientGone, Exception), _error
         ),
