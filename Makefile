@@ -16,7 +16,7 @@ demo: .venv/ready
 test: .venv/ready-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Without browsers, other processes, machine code and whatever is slow: under a minute.
+# Without browsers, other processes, machine code and whatever is slow: one to three minutes.
 test-fast: .venv/ready-dev
 	$(BIN)/python -m pytest --fast -n 2 --dist worksteal
 
