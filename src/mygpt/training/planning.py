@@ -166,7 +166,8 @@ class Planner:
         budget = self._budget()
         recipe = choose(num_chars, 0, _CHARACTERS, budget, asked=self._asked)
         if budget.by_clock and recipe.tokens <= _SMALL_BPE_BELOW_TOKENS:
-            return f"bpe:{_SMALL_BPE_SIZES[recipe.epochs <= _LARGER_BPE_BELOW]}"
+            small, larger = _SMALL_BPE_SIZES
+            return f"bpe:{larger if recipe.epochs <= _LARGER_BPE_BELOW else small}"
         large = num_chars >= _BPE_FROM and recipe.epochs <= _BPE_BELOW
         return f"bpe:{_BPE_SIZE}" if large else "auto"
 
