@@ -543,6 +543,23 @@ def test_a_server_that_has_ended_does_not_lose_the_text(browser):
             assert page.text == "abc"
 
 
+def test_trying_again_clears_the_notice_of_a_text_that_has_been_read_meanwhile(browser):
+    """The server is back before the button is pressed, and the page has read the new text."""
+    with stubbed(browser) as page:
+        page.type("ab")
+        port = page.stub.server_address[1]
+        page.stub.shutdown()
+        page.stub.server_close()
+        page.click("continue")
+        page.until(lambda: "does not answer" in page.find("#notice").text)
+        with Stub(LETTERS, port=port):
+            page.type("c")
+            page.until(lambda: "all 3 tokens" in page.find("#window").text)
+            page.find("#notice button").click()
+            page.until(lambda: not page.find("#notice").is_displayed())
+            assert page.text == "abc"
+
+
 def test_the_limit_of_the_server_is_reported(browser, writer):
     with running(writer, max_tokens=50) as server:
         page = visit(browser, server.url)

@@ -28,6 +28,12 @@ export class Reading {
     this.timer = setTimeout(() => this.read(before()), REST_MS);
   }
 
+  // The same, also if the text has been read: what the page says of it may be older.
+  readAgain(before) {
+    this.shown = null;
+    this.readSoon(before);
+  }
+
   async read(text) {
     if (!this.client.facts || text === this.shown) return;
     this.shown = text;

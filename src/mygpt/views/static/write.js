@@ -109,10 +109,12 @@ class Writing {
   }
 
   async retry() {
-    const again = this.repeat ?? (() => (this.client.facts ? this.readSoon() : this.start()));
+    const { repeat } = this;
     this.repeat = null;
     this.unread = true;
-    await again();
+    if (repeat) await repeat();
+    else if (this.client.facts) this.reading.readAgain(() => this.manuscript.before);
+    else await this.start();
   }
 
   // --- generating --------------------------------------------------------------------------
