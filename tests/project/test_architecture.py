@@ -107,14 +107,14 @@ def test_the_journeys_are_those_of_the_commands(
     Path("poems.txt").write_text(POEM)
     train = "train poems.txt --minutes"
     found = traced(
-        f"cli/train.py:train training/optimizer.py:Optimizer.step -- {train} 0.05 -o traced",
+        f"cli/train.py:train training/optimizer.py:Optimizer.step -- {train} 0.1 -o traced",
         "training/checkpointing.py:Checkpointer.save checkpoint/durable.py:sync_folder -- "
-        f"{train} 0.05 -o saved",
+        f"{train} 0.1 -o saved",
         f"-- {train} 0.02 -o run --quiet",
         "cli/generate.py:generate cpu/decode/decoding.py:Loop.run -- "
         "generate -c run -p The -n 8 --engine cpu",
         "cli/train.py:train training/progress.py:TrainingBatches.batch -- "
-        "train --resume run --minutes 0.1",
+        "train --resume run --minutes 0.2",
     )
     for number, counts in zip((2, 3, 1, 4), found, strict=True):
         check_counts(number, counts)

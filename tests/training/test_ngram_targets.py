@@ -215,7 +215,8 @@ def test_a_text_that_repeats_itself_is_neither_smoothed_nor_dropped_out() -> Non
     assert repetitive.shape["dropout"] == 0
     long = Budget(seconds=30_000.0, flops_per_s=5e10)
     epochs = [choose(50_000, 5000, 80, long, repeated=r).epochs for r in (0.1, 0.9)]
-    assert epochs == [40, 160], "copying is learnt for longer"
+    assert epochs == [40, 80], "copying is learnt for longer"
+    assert choose(50_000, 5000, 512, long, repeated=0.9).epochs == 16, "but merges are memorised"
     for recipe in (repetitive, unknown):
         assert "ngram_smoothing" not in recipe.training
         assert "smoothed" not in recipe.lines()[0]

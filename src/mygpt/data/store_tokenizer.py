@@ -15,6 +15,7 @@ from mygpt.text import Piece, TextSource
 from mygpt.text.documents import without_separators
 from mygpt.text.reading import codec_of, file_errors, start_of
 from mygpt.tokenization import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from mygpt.tokenization.bpe import LARGEST, SMALLEST
 
 BPE_SIZES = (512, 1024, 2048, 4096)  # vocabulary sizes to choose from if "bpe" has no size
 _EACH_TOKEN = 250  # bytes of text per token of the vocabulary, so that tokens occur often enough
@@ -25,9 +26,9 @@ _LONGEST_LINE = 2**22  # bytes of a line to train on
 
 def check_name(name: str) -> None:
     """Raise `InputError` unless `name` is bpe, bpe:SIZE, char or byte."""
-    size = name.removeprefix("bpe:")
-    known = name in ("bpe", "char", "byte")
-    if not known and not (size != name and size.isascii() and size.isdigit() and len(size) < 20):
+    if name.startswith("bpe:"):
+        bpe_size(name, 0)
+    elif name not in ("bpe", "char", "byte"):
         raise InputError(
             f"tokenizer={name!r} is not known: choose bpe, bpe:SIZE, char, byte, or a file"
         )
@@ -76,13 +77,17 @@ def bpe_size(name: str, length: int) -> int:
     """The size that "bpe:SIZE" names; of "bpe" one that suits a text of so many bytes.
 
     Raises:
-        InputError: if SIZE is not a number.
+        InputError: if SIZE is not the size of a vocabulary.
     """
-    size = name.removeprefix("bpe").removeprefix(":")
-    if not size:
+    if name == "bpe":
         return next((n for n in BPE_SIZES if n >= length / _EACH_TOKEN), BPE_SIZES[-1])
-    if not (size.isascii() and size.isdigit() and len(size) < 20):
-        raise InputError(f"tokenizer={name!r}: SIZE is a whole number, as in bpe:{BPE_SIZES[-1]}")
+    size = name.removeprefix("bpe:")
+    is_number = size.isascii() and size.isdigit() and len(size) < 20
+    if not (is_number and SMALLEST <= int(size) <= LARGEST):
+        raise InputError(
+            f"tokenizer={name!r}: SIZE must be an integer from {SMALLEST:,} (all bytes, and "
+            f"end-of-text) to {LARGEST:,}, as in bpe:4096"
+        )
     return int(size)
 
 

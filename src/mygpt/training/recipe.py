@@ -46,8 +46,9 @@ _MOST_PER_STEP = 2**16  # tokens, if longer windows are asked for and no batch s
 # of it is copied.
 _SPREAD, _REPETITIVE_LOSS, _REPETITIVE_MERGES, _REPETITIVE_SPREAD = 0.07, 0.8, 1.1, 0.5
 MOST_EXPECTED_VOCABULARY = 2048  # of larger ones the loss was not fitted
-# After more, a model only memorises the text; one that repeats itself it still learns to copy.
-MOST_EPOCHS, _MOST_EPOCHS_REPETITIVE = 40.0, 160.0
+# After more, a model only memorises the text; one that repeats itself it still learns to copy, but
+# not in merges, without dropout (docs/lab-notes.md).
+MOST_EPOCHS, _MOST_EPOCHS_REPETITIVE, _MOST_EPOCHS_REPETITIVE_MERGES = 40.0, 80.0, 16.0
 _MOST_EVALUATIONS = 20
 # Stages: from this fraction of the run on, tokens per window, and windows per step.
 _STAGES = ((0.0, 64, 32), (0.5, 128, 16), (0.8, 256, 8))
@@ -64,8 +65,9 @@ _COUNTING_S_PER_TOKEN, _MOST_COUNTING = 8e-7, 0.04  # counting n-grams, a fracti
 _MOST_PARAMETERS_PER_TOKEN = 5.0
 _SHORT = 30_000  # tokens: a text so short needs more dropout
 # Smoothed targets make up for dropout up to 20 epochs, but not of merges, which larger vocabularies
-# are: they are fewer than characters, and memorised sooner (docs/lab-notes.md).
-_SMALL_VOCABULARY = 256
+# are: they are fewer than characters, and memorised sooner, by wider models after 6 epochs
+# (docs/lab-notes.md).
+_SMALL_VOCABULARY = 257  # of bytes
 _LEAST_VALIDATED = 2**17
 _APART = 5  # steps between validations, at least
 # For an existing model: AdamW's rate times the width to the power of 1.5, the longest windows, the
@@ -198,15 +200,17 @@ def choose(
         "lr": _ADAMW_RATE if asked.get("optimizer") == "adamw" else _muon_rate(tokens, stages),
         "grad_clip": 0.0,
     }
-    repetitive = repeated is not None and repeated > _REPETITIVE
-    if repetitive:
+    most_epochs = MOST_EPOCHS
+    if repeated is not None and repeated > _REPETITIVE:
         shape.setdefault("dropout", 0.0)
+        merges = vocab_size > _SMALL_VOCABULARY
+        most_epochs = _MOST_EPOCHS_REPETITIVE_MERGES if merges else _MOST_EPOCHS_REPETITIVE
     elif repeated is not None and _smoothable(num_tokens, vocab_size, budget):
         training["ngram_smoothing"] = _SMOOTHING
     return _recipe(
         shape, training, asked, vocab_size=vocab_size, tokens=tokens, num_tokens=num_tokens,
         val_tokens=val_tokens, least_validated=_LEAST_VALIDATED, by_clock=budget.by_clock,
-        most_epochs=_MOST_EPOCHS_REPETITIVE if repetitive else MOST_EPOCHS,
+        most_epochs=most_epochs,
     )  # fmt: skip
 
 
@@ -292,7 +296,8 @@ def _recipe(
     training |= {name: value for name, value in asked.items() if name in TRAIN_OPTIONS}
     if shape.get("dropout") is None:
         smoothed = bool(training.get("ngram_smoothing"))
-        shape["dropout"] = _dropout(epochs, num_tokens, vocab_size, smoothed=smoothed)
+        width = shape["embed_dim"]
+        shape["dropout"] = _dropout(epochs, num_tokens, vocab_size, width, smoothed=smoothed)
     return Recipe(shape, training, tokens, epochs, bounded)
 
 
@@ -369,7 +374,10 @@ def _eval_shares(tokens: float, val_tokens: int) -> tuple[float, ...]:
     return tuple((number / count) ** 1.5 for number in range(1, count))
 
 
-def _dropout(epochs: float, num_tokens: int, vocab_size: int, *, smoothed: bool) -> float:
+def _dropout(
+    epochs: float, num_tokens: int, vocab_size: int, width: int, *, smoothed: bool
+) -> float:
     if smoothed and vocab_size <= _SMALL_VOCABULARY:
         return 0.0 if epochs < 20 else 0.1 if num_tokens >= _SHORT else 0.2
-    return 0.0 if epochs < 12 else 0.1 if epochs < 25 else 0.2
+    first = 6 if vocab_size > _SMALL_VOCABULARY and width > _NARROW else 12
+    return 0.0 if epochs < first else 0.1 if epochs < 25 else 0.2
