@@ -474,6 +474,10 @@ def test_merges_get_dropout_after_fewer_epochs() -> None:
     assert [dropout(epochs, 512, 64) for epochs in (11, 13, 26)] == [0, 0.1, 0.2]
     assert [dropout(epochs, 257, 96) for epochs in (11, 19, 21)] == [0, 0, 0.1], "bytes"
 
+    budget, known = recipe.Budget(tokens=7 * 200_000), GPTConfig(512, 96, 3, 4)
+    again = recipe.continuing(known, 200_000, 20_000, budget, asked={})
+    assert again.shape["dropout"] == 0, "not measured there"
+
 
 def test_adamw_has_a_rate_of_its_own() -> None:
     """Muon's would be several times too high for it."""

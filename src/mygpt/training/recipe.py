@@ -65,8 +65,8 @@ _COUNTING_S_PER_TOKEN, _MOST_COUNTING = 8e-7, 0.04  # counting n-grams, a fracti
 _MOST_PARAMETERS_PER_TOKEN = 5.0
 _SHORT = 30_000  # tokens: a text so short needs more dropout
 # Smoothed targets make up for dropout up to 20 epochs, but not of merges, which larger vocabularies
-# are: they are fewer than characters, and memorised sooner, by wider models after 6 epochs
-# (docs/lab-notes.md).
+# are: they are fewer than characters, and memorised sooner, by new models above the least width
+# after 6 epochs (docs/lab-notes.md).
 _SMALL_VOCABULARY = 257  # of bytes
 _LEAST_VALIDATED = 2**17
 _APART = 5  # steps between validations, at least
@@ -260,7 +260,7 @@ def continuing(
     return _recipe(
         shape, training, asked, vocab_size=config.vocab_size, tokens=tokens,
         num_tokens=num_tokens, val_tokens=val_tokens, least_validated=_LEAST_VALIDATED_AGAIN,
-        by_clock=budget.by_clock,
+        by_clock=budget.by_clock, is_new=False,
     )  # fmt: skip
 
 
@@ -276,6 +276,7 @@ def _recipe(
     least_validated: int,
     by_clock: bool,
     most_epochs: float = MOST_EPOCHS,
+    is_new: bool = True,
 ) -> Recipe:
     """The recipe with what follows from the number of tokens that can be read in the time."""
     most = most_epochs * num_tokens
@@ -296,8 +297,8 @@ def _recipe(
     training |= {name: value for name, value in asked.items() if name in TRAIN_OPTIONS}
     if shape.get("dropout") is None:
         smoothed = bool(training.get("ngram_smoothing"))
-        width = shape["embed_dim"]
-        shape["dropout"] = _dropout(epochs, num_tokens, vocab_size, width, smoothed=smoothed)
+        wide = is_new and shape["embed_dim"] > _NARROW
+        shape["dropout"] = _dropout(epochs, num_tokens, vocab_size, smoothed=smoothed, wide=wide)
     return Recipe(shape, training, tokens, epochs, bounded)
 
 
@@ -375,9 +376,9 @@ def _eval_shares(tokens: float, val_tokens: int) -> tuple[float, ...]:
 
 
 def _dropout(
-    epochs: float, num_tokens: int, vocab_size: int, width: int, *, smoothed: bool
+    epochs: float, num_tokens: int, vocab_size: int, *, smoothed: bool, wide: bool
 ) -> float:
     if smoothed and vocab_size <= _SMALL_VOCABULARY:
         return 0.0 if epochs < 20 else 0.1 if num_tokens >= _SHORT else 0.2
-    first = 6 if vocab_size > _SMALL_VOCABULARY and width > _NARROW else 12
+    first = 6 if wide and vocab_size > _SMALL_VOCABULARY else 12
     return 0.0 if epochs < first else 0.1 if epochs < 25 else 0.2
