@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -37,11 +38,11 @@ def port_of(server: LiveServer) -> int:
 
 def get(server: LiveServer, path: str = "/", method: str = "GET", **headers: str):
     connection = http.client.HTTPConnection("127.0.0.1", port_of(server), timeout=10)
-    connection.request(method, path, headers=headers)
-    response = connection.getresponse()
-    body = b"" if path == "/events" and response.status == 200 else response.read()
-    response.close()
-    connection.close()
+    with contextlib.closing(connection):  # also if the server has ended
+        connection.request(method, path, headers=headers)
+        response = connection.getresponse()
+        body = b"" if path == "/events" and response.status == 200 else response.read()
+        response.close()
     return response, body
 
 
