@@ -12,10 +12,10 @@ SHAKESPEARE ?= ../shared/data/tinyshakespeare.txt
 demo: .venv/ready
 	$(BIN)/mygpt demo
 
-# Each process takes one part of the tests, in order, so that few fixtures are set up twice. Three on
-# two cores: some tests only wait for browsers and other processes.
+# Each process takes one half of the tests, in order, so that few fixtures are set up in both. (Three
+# take a fifth less time on two cores, but then some limits of a second are missed.)
 test: .venv/ready-dev
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Without browsers, other processes, machine code and whatever is slow: one to three minutes.
 test-fast: .venv/ready-dev
