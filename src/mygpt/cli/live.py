@@ -20,7 +20,7 @@ _SOON = (Started, Evaluated, Sampled, Finished)
 # The most time of one core that making updates may take, as a fraction: after an update that took
 # t seconds, the next one is made t / _MOST_WORK later or more.
 _MOST_WORK = 0.004
-_MAKING_S, _SENDING_S = 3.0, 0.5  # the limits of making and of sending the last update
+_MAKING_S, _SENDING_S = 3.0, 1.0  # the limits of making and of sending the last update
 
 
 class LivePage:
