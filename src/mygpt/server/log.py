@@ -32,6 +32,7 @@ class NonBlockingStream(io.TextIOBase):
         self._change = threading.Condition()
         self._waiting = bytearray()
         self._dropped = 0
+        self._keeps: bool | None = None  # the line that has no end yet; None: there is none
         self._ending = False
         self._thread = threading.Thread(target=self._write_all, name="mygpt-log", daemon=True)
         self._thread.start()
@@ -53,10 +54,16 @@ class NonBlockingStream(io.TextIOBase):
         """Buffer a text; it does not raise if the text cannot be written later."""
         part = text.encode(self._encoding, "backslashreplace")
         with self._change:
-            if self._dropped or len(self._waiting) + len(part) > _MOST_BYTES:
-                self._dropped += text.count("\n")
-            else:
+            # A line is kept or dropped as a whole, though `print` writes its end apart.
+            keeps = self._keeps
+            if keeps is None:
+                keeps = not self._dropped and len(self._waiting) + len(part) <= _MOST_BYTES
+            if keeps:
                 self._waiting += part
+            else:
+                self._dropped += text.count("\n")
+            if text:
+                self._keeps = None if text.endswith("\n") else keeps
             self._change.notify_all()
         return len(text)
 
