@@ -207,11 +207,12 @@ def choose(
         most_epochs = _MOST_EPOCHS_REPETITIVE_MERGES if merges else _MOST_EPOCHS_REPETITIVE
     elif repeated is not None and _smoothable(num_tokens, vocab_size, budget):
         training["ngram_smoothing"] = _SMOOTHING
-    return _recipe(
-        shape, training, asked, vocab_size=vocab_size, tokens=tokens, num_tokens=num_tokens,
-        val_tokens=val_tokens, least_validated=_LEAST_VALIDATED, by_clock=budget.by_clock,
-        most_epochs=most_epochs,
-    )  # fmt: skip
+    tokens, bounded = _bounded(tokens, num_tokens, budget, most_epochs)
+    if shape.get("dropout") is None:
+        smoothed = bool(asked.get("ngram_smoothing", training.get("ngram_smoothing")))
+        shape["dropout"] = _dropout(tokens, num_tokens, vocab_size, smoothed, shape)
+    training |= _usual(tokens, val_tokens, _LEAST_VALIDATED, asked)
+    return Recipe(shape, training, tokens, tokens / num_tokens, bounded)
 
 
 def _smoothable(num_tokens: int, vocab_size: int, budget: Budget) -> bool:
@@ -255,37 +256,31 @@ def continuing(
         "warmup_ratio": 0.05,
         "grad_clip": 1.0,
     }
+    tokens, bounded = _bounded(tokens, num_tokens, budget, MOST_EPOCHS)
     shape = {**config.to_dict(), "dropout": asked.get("dropout")}
+    if shape["dropout"] is None:
+        shape["dropout"] = _usual_dropout(tokens / num_tokens)
     del shape["vocab_size"]
-    return _recipe(
-        shape, training, asked, vocab_size=config.vocab_size, tokens=tokens,
-        num_tokens=num_tokens, val_tokens=val_tokens, least_validated=_LEAST_VALIDATED_AGAIN,
-        by_clock=budget.by_clock, is_new=False,
-    )  # fmt: skip
+    training |= _usual(tokens, val_tokens, _LEAST_VALIDATED_AGAIN, asked)
+    return Recipe(shape, training, tokens, tokens / num_tokens, bounded)
 
 
-def _recipe(
-    shape: dict[str, Any],
-    training: dict[str, Any],
-    asked: Mapping[str, Any],
-    *,
-    vocab_size: int,
-    tokens: float,
-    num_tokens: int,
-    val_tokens: int,
-    least_validated: int,
-    by_clock: bool,
-    most_epochs: float = MOST_EPOCHS,
-    is_new: bool = True,
-) -> Recipe:
-    """The recipe with what follows from the number of tokens that can be read in the time."""
+def _bounded(
+    tokens: float, num_tokens: int, budget: Budget, most_epochs: float
+) -> tuple[float, bool]:
+    """How many tokens are read where there is time for so many, and whether the text bounds it."""
     most = most_epochs * num_tokens
     # Well above, so that what is only a little above still ends by the clock.
-    bounded = by_clock and tokens > 1.5 * most
-    tokens = most if bounded else tokens
-    epochs = tokens / num_tokens
+    bounded = budget.by_clock and tokens > 1.5 * most
+    return (most if bounded else tokens), bounded
+
+
+def _usual(
+    tokens: float, val_tokens: int, least_validated: int, asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Options that follow from the number of tokens to read, and those that were asked for."""
     validated = min(val_tokens, most_validated(tokens, least_validated))
-    training |= {
+    return {
         "schedule": "linear",
         "min_lr_ratio": 0.0,
         "weight_decay": _DECAY,
@@ -293,13 +288,7 @@ def _recipe(
         "eval_shares": _eval_shares(tokens, validated),
         "val_tokens": validated if validated < val_tokens else 0,
         "patience": 3,
-    }
-    training |= {name: value for name, value in asked.items() if name in TRAIN_OPTIONS}
-    if shape.get("dropout") is None:
-        smoothed = bool(training.get("ngram_smoothing"))
-        wide = is_new and shape["embed_dim"] > _NARROW
-        shape["dropout"] = _dropout(epochs, num_tokens, vocab_size, smoothed=smoothed, wide=wide)
-    return Recipe(shape, training, tokens, epochs, bounded)
+    } | {name: value for name, value in asked.items() if name in TRAIN_OPTIONS}
 
 
 def _shape_and_windows(
@@ -376,9 +365,16 @@ def _eval_shares(tokens: float, val_tokens: int) -> tuple[float, ...]:
 
 
 def _dropout(
-    epochs: float, num_tokens: int, vocab_size: int, *, smoothed: bool, wide: bool
+    tokens: float, num_tokens: int, vocab_size: int, smoothed: bool, shape: Mapping[str, Any]
 ) -> float:
+    """The dropout of a new model that reads so many tokens of N."""
+    epochs = tokens / num_tokens
     if smoothed and vocab_size <= _SMALL_VOCABULARY:
         return 0.0 if epochs < 20 else 0.1 if num_tokens >= _SHORT else 0.2
-    first = 6 if wide and vocab_size > _SMALL_VOCABULARY else 12
-    return 0.0 if epochs < first else 0.1 if epochs < 25 else 0.2
+    if shape["embed_dim"] > _NARROW and vocab_size > _SMALL_VOCABULARY and epochs >= 6:
+        return max(0.1, _usual_dropout(epochs))
+    return _usual_dropout(epochs)
+
+
+def _usual_dropout(epochs: float) -> float:
+    return 0.0 if epochs < 12 else 0.1 if epochs < 25 else 0.2
