@@ -30,7 +30,7 @@ Prompts = list[str] | tuple[str, ...]
 
 # Steps of small models are so short that one call for each would cost time: a call makes as many
 # steps as fit in this time.
-_BLOCK_S = 0.002
+_BLOCK_S = 0.010
 _MOST_AHEAD = 7  # tokens that a call may draw beyond these, where one pass gives several
 _CACHE_BYTES = 2**30  # the most for keys and values of samples that are decoded together
 _MAX_GROUP = 64

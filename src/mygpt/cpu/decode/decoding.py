@@ -19,7 +19,7 @@ from mygpt.cpu.common.workers import run_on_threads, usable_cores
 from mygpt.cpu.decode import layout as at
 from mygpt.cpu.decode.memory import Memory
 from mygpt.cpu.decode.pack import PackedModel
-from mygpt.cpu.decode.speculation import Drafts, Speculation, counts_of
+from mygpt.cpu.decode.speculation import Counts, Drafts, Speculation, counts_of
 from mygpt.engine import Request
 from mygpt.errors import InputError, broken_model, overflowing_settings
 
@@ -97,29 +97,44 @@ class Loop:
         """
         slots = self._slots
         # How many tokens each row may get, and how many it has to.
-        possible = slots[:, at.LIMIT] - slots[:, at.DRAWN]
+        drawn = slots[:, at.DRAWN].copy()
+        possible = slots[:, at.LIMIT] - drawn
         possible[slots[:, at.STATUS] != at.ACTIVE] = 0
-        missing = np.minimum(goals - slots[:, at.DRAWN], possible)
-        needed = int(np.minimum(missing, goals - spare - slots[:, at.DRAWN]).max(initial=0))
-        if needed <= 0:
+        missing = np.minimum(goals - drawn, possible)
+        needed = np.minimum(missing, goals - spare - drawn)
+        rows, most = int(np.count_nonzero(needed > 0)), int(missing.max(initial=0))
+        if not rows:
             return False
-        rows, most = int(np.count_nonzero(missing)), int(missing.max())
-        passes = min(needed, self._choose_drafts(rows, most))
+        passes = min(int(needed.max()), self._choose_drafts(rows, most))
         self.choose_threads(self._job[at.MOST_DRAFTS])
         if self._threads > 1:
             passes = min(passes, 1 if self._one_thread_s else most_of_several)
         tokens = min(most, most_tokens, passes * (1 + int(self._job[at.MOST_DRAFTS])))
         make_space(tokens)
-        slots[:, at.GOAL] = slots[:, at.DRAWN] + np.minimum(missing, tokens)
-        before, is_plain = counts_of(slots), self._is_plain(tokens)
-        self.run(at.DRAW, min(passes, tokens))
-        if self.speculation is not None and is_plain:
-            after = counts_of(slots)
-            made = -(-(after.passes - before.passes) // rows)
-            is_measured = made >= _LEAST_TIMED or self._took_s >= _LEAST_TIMED_S
-            seconds = self._took_s if is_measured else math.nan
-            self.speculation.record(self._crowded, rows, made, after.right - before.right, seconds)
+        slots[:, at.GOAL] = drawn + np.minimum(missing, tokens)
+        slots[:, at.ENOUGH] = drawn + np.minimum(needed, tokens)
+        if self.speculation is None or not self._is_plain(tokens):
+            self.run(at.DRAW, min(passes, tokens))
+        else:
+            self._run_and_record(self.speculation, rows, min(passes, tokens))
         return True
+
+    def _run_and_record(self, speculation: Speculation, rows: int, steps: int) -> None:
+        """Draw in so many steps, and note what the passes took and how their drafts did."""
+        is_first, crowded = not self._step_s, self._crowded
+        before, starts = counts_of(self._slots), self._slots[:, at.START].copy()
+        self.run(at.DRAW, steps)
+        after = counts_of(self._slots)
+        made = Counts(after.passes - before.passes, after.right - before.right)
+        # A first run is cold; in a window that moved tokens were read again; and a run that shows
+        # that its threads have too little processor time says nothing about the work.
+        is_measured = (
+            not is_first
+            and (made.passes.sum() >= _LEAST_TIMED * rows or self._took_s >= _LEAST_TIMED_S)
+            and (starts == self._slots[:, at.START]).all()
+            and crowded == self._crowded
+        )
+        speculation.record(crowded, rows, made, self._took_s if is_measured else math.nan)
 
     def _choose_drafts(self, rows: int, most: int) -> int:
         """Choose the largest number of drafts of a pass; returns how many passes a run may have."""
@@ -247,9 +262,11 @@ class CpuDecoding:
         for number, request in enumerate(requests):
             self._memory.put(number, request)
         self._slots = self._memory.slots
-        self._loop = Loop(
-            self._memory, threads, None if drafts is None else drafts.begin(self._memory.job)
-        )
+        speculation = None
+        if drafts is not None:
+            greedy = all(request.sampling.greedy for request in requests)
+            speculation = drafts.begin(self._memory.job, greedy=greedy)
+        self._loop = Loop(self._memory, threads, speculation)
         self._shared = False
 
     def advance(self, most: int, least: int | None = None) -> list[list[int]]:
@@ -291,7 +308,8 @@ class CpuDecoding:
         self._share_prompts()
         self._memory.reserve_text(steps + 1)
         self._loop.choose_threads()
-        self._slots[:, at.GOAL] = self._slots[:, at.DRAWN] + steps
+        goals = self._slots[:, at.DRAWN] + steps
+        self._slots[:, at.GOAL] = self._slots[:, at.ENOUGH] = goals
         self._memory.job[at.NOISE] = noise.ctypes.data
         self._do(at.RACE, steps)
 
@@ -312,7 +330,7 @@ class CpuDecoding:
 
     def passes(self, row: int) -> int:
         """In how many passes the row's tokens were drawn; see `Decoding`."""
-        return int(self._slots[row, at.PASSES])
+        return int(counts_of(self._slots[row : row + 1]).passes.sum())
 
     def _share_prompts(self) -> None:
         """At the first call: read a prompt that several rows have only once, and copy its cache."""

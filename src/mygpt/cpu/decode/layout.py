@@ -90,21 +90,23 @@ LAYER_SIZE = _VECTORS + 6 * MATRIX_SIZE
 # the slot has had its prediction, which is in row LOGITS_ROW of LOGITS (-1: in the slot's own row
 # of PROBABILITIES, where it is copied when the slot ends).
 #
-# A run draws until DRAWN is GOAL. DRAFTED drafts are read with the last token of the text, and
+# A run draws until DRAWN is at least ENOUGH; drafts that are right can make it more, up to GOAL.
+# DRAFTED drafts are read with the last token of the text, and
 # written behind it:
 #
 #     TEXT of the slot   | ... | last token | draft | ... | draft |
 #                                         LENGTH            LENGTH + DRAFTED
 #
-# The text is indexed for copies up to INDEXED. PASSES counts the passes that drew tokens. TRUSTED
-# is 0 once a draft's row may have had numbers that are not finite. From ACCEPTED on it is counted
-# how often draft number 0, 1, ... of a pass was right.
+# The text is indexed for copies up to INDEXED. TRUSTED is 0 once a draft's row may have had numbers
+# that are not finite. From PASSES on the passes that drew tokens are counted: those with 0, 1, ...
+# drafts. From ACCEPTED on it is counted how often draft number 0, 1, ... of a pass was right.
 MOST_DRAFTS_A_PASS = 7
-SLOT_SIZE = 18 + MOST_DRAFTS_A_PASS
 (
     STATUS, LENGTH, START, CACHED, DRAWN, LIMIT, STEPS_DONE, OVERFLOW, TOP_K, GREEDY, SEED, INDEX,
-    LOGITS_ROW, GOAL, DRAFTED, INDEXED, PASSES, TRUSTED, ACCEPTED,
+    LOGITS_ROW, ENOUGH, GOAL, DRAFTED, INDEXED, TRUSTED, PASSES,
 ) = range(19)  # fmt: skip
+ACCEPTED = PASSES + MOST_DRAFTS_A_PASS + 1
+SLOT_SIZE = ACCEPTED + MOST_DRAFTS_A_PASS
 
 # A draft table: addresses of its arrays (see `mygpt.decode.draft_table`), how far a key is shifted
 # to the right to get its bucket, and the n of the largest n-grams.

@@ -106,7 +106,7 @@ def _list_slot_rows(job, step, number, slot):
             job[at.OUTPUTS] += 1
         slot[at.LOGITS_ROW] = job[at.OUTPUTS_BEFORE] + output
         slot[at.STEPS_DONE] = step + 1
-        slot[at.PASSES] += 1
+        slot[at.PASSES + drafts] += 1
 
 
 @kernel(INTS, INT64)
@@ -122,7 +122,7 @@ def _list_rows(job, step):
         if (
             slot[at.STATUS] == at.ACTIVE
             and slot[at.STEPS_DONE] <= step
-            and (job[at.MODE] != at.DRAW or slot[at.DRAWN] < slot[at.GOAL])
+            and (job[at.MODE] != at.DRAW or slot[at.DRAWN] < slot[at.ENOUGH])
             and job[at.NUM_ROWS] < job[at.MAX_ROWS]
         ):
             _move_window(slot, job[at.WINDOW])
@@ -140,14 +140,17 @@ def _append(job, number, slot, token):
     slot[at.DRAWN] += 1
     if ends or slot[at.DRAWN] >= slot[at.LIMIT]:
         slot[at.STATUS] = at.ENDED
-    if slot[at.STATUS] == at.ENDED or slot[at.DRAWN] == slot[at.GOAL]:
-        # Later steps of other slots overwrite this row of logits. The slot needs no probabilities
-        # until its next step, so its logits are kept in their place.
-        kept = skip(floats(job[at.PROBABILITIES]), number * job[at.VOCAB_STRIDE])
-        logits = skip(floats(job[at.LOGITS]), slot[at.LOGITS_ROW] * job[at.VOCAB_STRIDE])
-        for i in range(job[at.VOCAB]):
-            kept[i] = logits[i]
-        slot[at.LOGITS_ROW] = -1
+
+
+@kernel(INTS, INT64, INTS)
+def _keep_logits(job, number, slot):
+    """Keep a slot's logits that later steps of other slots would overwrite."""
+    # The slot needs no probabilities until its next step: the logits are kept in their place.
+    kept = skip(floats(job[at.PROBABILITIES]), number * job[at.VOCAB_STRIDE])
+    logits = skip(floats(job[at.LOGITS]), slot[at.LOGITS_ROW] * job[at.VOCAB_STRIDE])
+    for i in range(job[at.VOCAB]):
+        kept[i] = logits[i]
+    slot[at.LOGITS_ROW] = -1
 
 
 @kernel(FLOATS, FLOATS, INT64, returns=INT64)
@@ -179,6 +182,7 @@ def _sample_one(job, thread, number, slot, ahead):
         # A wrong draft can break the rows beside it: attention multiplies its values by 0, and 0
         # times infinity is not 0. The next step reads the last token again, without drafts.
         slot[at.TRUSTED] = 0
+        slot[at.LOGITS_ROW] -= ahead > 0  # those of the last token that was drawn
         return 0
     if token < 0:
         slot[at.STATUS] = -token
@@ -217,6 +221,9 @@ def _sample(job, thread):
                 break
         if slot[at.DRAFTED] > 0:  # the rows of wrong drafts are forgotten
             slot[at.CACHED] = min(slot[at.CACHED], slot[at.LENGTH] - slot[at.START] - 1)
+        has_enough = slot[at.STATUS] == at.ENDED or slot[at.DRAWN] >= slot[at.ENOUGH]
+        if job[at.MODE] != at.PREDICT and has_enough:
+            _keep_logits(job, number, slot)
 
 
 @kernel(INT64, INT64)

@@ -4,6 +4,9 @@ A pass that checks n drafts takes longer than one without, and gives more tokens
 for each draft that is right and follows right ones. Both are measured while the text is generated:
 what a pass takes, for all texts of a model together; what is right, for each decoding. The number
 with the most tokens in a second is used; often that is none. It has no influence on the text.
+
+A pass may have fewer drafts than it is allowed: near the end of the text or of the window, or where
+nothing is known to copy. So the kernel counts passes by the drafts that they checked.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mygpt.cpu.common.layout import ROWS
 from mygpt.cpu.decode import layout as at
 
 MOST_ROWS = 4  # texts that are decoded at once: with more, a pass is bound by its arithmetic
-# Numbers of drafts that are tried: a tile is computed for up to ROWS rows.
-NUMBERS = sorted({0, 1, 2, 3, ROWS - 1, at.MOST_DRAFTS_A_PASS})
+# Numbers of drafts that are tried. With 2 or 5 a pass has one or two full tiles of rows (AVX2), or
+# with 5 one (AVX-512).
+NUMBERS = (0, 1, 2, 3, 5, at.MOST_DRAFTS_A_PASS)
+_ALL_NUMBERS = tuple(range(at.MOST_DRAFTS_A_PASS + 1))
 # Before anything is measured every draft counts as right with this probability, as if that had
 # been seen in so many passes.
 _RIGHT_AT_FIRST, _PASSES_AT_FIRST = 0.7, 3.0
@@ -30,7 +34,9 @@ _FEW = 32  # passes with drafts: before, runs are short, so that a wrong choice 
 # Other programs make some measurements of a pass's time far too long, and none too short. So a
 # shorter one is believed; of a longer one this fraction, and no more than so many times the known.
 _MIXED, _MOST_TIMES = 0.3, 2.0
-_TRIED = 16  # passes of a run that tries a number of drafts for the first time
+_TRIED = 16  # passes that try a number of drafts for the first time, in one run or several
+# A run's time tells what a pass takes with the number of drafts that so many of its passes checked.
+_MOST = 0.5
 # A pass that is shorter reads weights from the core's own cache, and each row costs it almost as
 # much as the first: there is nothing to gain, and trying costs 4%.
 _SHORTEST_S = 2e-5
@@ -57,56 +63,69 @@ class Drafts:
     ) -> None:
         self._table, self._alive, self._always = table, alive, always
         self._costs: Costs = {}
-        self._shown = Shown()
+        self._shown = {False: Shown(), True: Shown()}  # by `greedy`
 
-    def begin(self, job: NDArray[np.int64]) -> Speculation:
-        """Let a job's texts have drafts."""
+    def begin(self, job: NDArray[np.int64], *, greedy: bool = False) -> Speculation:
+        """Let a job's texts have drafts.
+
+        Args:
+            job: of the kernels.
+            greedy: whether all texts are drawn greedily. Such a text repeats itself, so that more
+                drafts are right.
+        """
         job[at.NGRAMS] = 0 if self._table is None else self._table.ctypes.data
-        return Speculation(self._costs, self._shown, self._always)
+        return Speculation(self._costs, self._shown[greedy], self._always)
 
 
 class Shown:
-    """In how many passes draft 0, 1, ... could have been right, and in how many it was.
+    """In how many passes draft 0, 1, ... was allowed, was checked, and was right.
 
     Attributes:
-        passes: (MOST_DRAFTS_A_PASS,) the first number.
-        right: likewise the second.
+        allowed, checked, right: (MOST_DRAFTS_A_PASS,) these three numbers.
         since_try: passes since another number of drafts than the best was tried.
         tries: how many such tries there were.
     """
 
     def __init__(self) -> None:
         self.since_try = self.tries = 0
-        self.passes = np.zeros(at.MOST_DRAFTS_A_PASS)
-        self.right = np.zeros(at.MOST_DRAFTS_A_PASS)
+        self.allowed, self.checked, self.right = np.zeros((3, at.MOST_DRAFTS_A_PASS))
 
-    def add(self, drafts: int, passes: int, right: NDArray[np.int64]) -> None:
-        """Count passes with so many drafts; the earlier ones count for less and less."""
-        if self.passes[0] > _REMEMBERED:
-            self.passes *= 0.5
-            self.right *= 0.5
-        self.passes[:drafts] += passes
-        self.right += right
+    def add(self, drafts: int, counts: Counts) -> None:
+        """Count passes that were allowed so many drafts; earlier ones count for less and less."""
+        if self.allowed[0] > _REMEMBERED:
+            for numbers in (self.allowed, self.checked, self.right):
+                numbers *= 0.5
+        self.allowed[:drafts] += counts.passes.sum()
+        self.checked += counts.passes[:0:-1].cumsum()[::-1]  # draft j: passes with j + 1 or more
+        self.right += counts.right
 
     def passed_on(self) -> Shown:
         """What a new text begins with."""
         other = Shown()
-        scale = np.minimum(1.0, _PASSED_ON / np.maximum(1.0, self.passes))
-        other.passes, other.right = self.passes * scale, self.right * scale
+        scale = np.minimum(1.0, _PASSED_ON / np.maximum(1.0, self.allowed))
+        for name in ("allowed", "checked", "right"):
+            setattr(other, name, getattr(self, name) * scale)
         return other
 
 
 class Counts(NamedTuple):
-    """How well drafts did in some slots together."""
+    """How well drafts did in some slots together.
 
-    passes: int  # of the model
-    right: NDArray[np.int64]  # how often draft 0, 1, ... of a pass was right
+    Attributes:
+        passes: (MOST_DRAFTS_A_PASS + 1,) passes in which a slot had 0, 1, ... drafts checked.
+        right: (MOST_DRAFTS_A_PASS,) how often draft 0, 1, ... of a pass was right.
+    """
+
+    passes: NDArray[np.int64]
+    right: NDArray[np.int64]
 
 
 def counts_of(slots: NDArray[np.int64]) -> Counts:
     """The counts of slots (B, SLOT_SIZE)."""
-    right = slots[:, at.ACCEPTED : at.ACCEPTED + at.MOST_DRAFTS_A_PASS].sum(axis=0)
-    return Counts(int(slots[:, at.PASSES].sum()), right)
+    return Counts(
+        slots[:, at.PASSES : at.ACCEPTED].sum(axis=0),
+        slots[:, at.ACCEPTED : at.SLOT_SIZE].sum(axis=0),
+    )
 
 
 class Speculation:
@@ -125,7 +144,8 @@ class Speculation:
     def __init__(self, costs: Costs, shown: Shown, always: int | None = None) -> None:
         self._costs, self._always, self._shown = costs, always, shown
         self._own = shown.passed_on()
-        self._tried_here = 0  # passes with drafts
+        self._with_drafts = 0  # passes
+        self._where, self._left = (False, 0), 0  # of a try: (crowded, rows), and passes to come
         self.drafts = 0
 
     def choose(self, crowded: bool, rows: int) -> int:
@@ -138,76 +158,105 @@ class Speculation:
         if self._always is not None:
             self.drafts = self._always
             return _AS_MANY_AS_FIT
-        self.drafts = 0
-        costs = self._costs.setdefault((crowded, rows), {})
+        where = (crowded, rows)
+        if self._left > 0 and where == self._where:
+            return self._left
+        self._where, self._left, self.drafts = where, 0, 0
+        costs = self._costs.setdefault(where, {})
         if rows > MOST_ROWS:
             return _AS_MANY_AS_FIT
         if 0 not in costs:
-            return _TRIED
+            return self._try(0, _TRIED)
         if costs[0] < _SHORTEST_S:
             return _AS_MANY_AS_FIT
-        tokens = self.expected_tokens()
-        speeds = {n: tokens[n] / _estimate(costs, n) for n in NUMBERS}
-        best = max(costs, key=lambda n: speeds[n])
+        return self._choose_by(costs, self._speeds(costs))
+
+    def _choose_by(self, costs: dict[int, float], speeds: dict[int, float]) -> int:
+        """Choose the number with the best speed, or one to try; as `choose`."""
+        best = max(costs.keys() & speeds.keys(), key=lambda n: speeds[n])
         if speeds[best] < _LEAST_GAIN * speeds[0]:
             best = 0
-        promising = max(NUMBERS, key=lambda n: speeds[n])
+        promising = max(speeds, key=lambda n: speeds[n])
         if promising not in costs and speeds[promising] > _LEAST_GAIN * speeds[best]:
-            self.drafts = promising
-            return _TRIED
+            return self._try(promising, _TRIED)
         shown = self._shown
         first, most = _APART_WITH if best else _APART_WITHOUT
         if shown.since_try > min(most, first << min(shown.tries, 8)):
             shown.since_try, shown.tries = 0, shown.tries + 1
-            self.drafts = 0 if best else _FEW_DRAFTS[shown.tries % len(_FEW_DRAFTS)]
-            return _TRIED_AGAIN
+            again = 0 if best else _FEW_DRAFTS[shown.tries % len(_FEW_DRAFTS)]
+            return self._try(again, _TRIED_AGAIN)
         self.drafts = best
-        return _TRIED if best and self._tried_here < _FEW else _AS_MANY_AS_FIT
+        return _TRIED if best and self._with_drafts < _FEW else _AS_MANY_AS_FIT
 
-    def expected_tokens(self) -> list[float]:
-        """How many tokens a pass gives with 0, 1, 2, ... drafts."""
-        found, right_before = [1.0], 1.0
-        for passes, right in zip(self._own.passes.tolist(), self._own.right.tolist(), strict=True):
+    def _try(self, drafts: int, passes: int) -> int:
+        """Use so many drafts for some passes, in one run or several; returns how many."""
+        self.drafts, self._left = drafts, passes
+        return passes
+
+    def _speeds(self, costs: dict[int, float]) -> dict[int, float]:
+        """Tokens in a second with each number of drafts."""
+        takes, own = _estimates(costs), self._own
+        # Of the passes in which draft number n is allowed, this fraction checks it.
+        shares = ((own.checked + _PASSES_AT_FIRST) / (own.allowed + _PASSES_AT_FIRST)).tolist()
+        tokens, seconds, right_before = 1.0, takes[0], 1.0
+        speeds = [tokens / seconds]
+        for n, (allowed, right) in enumerate(
+            zip(own.allowed.tolist(), own.right.tolist(), strict=True)
+        ):
             seen = right + _PASSES_AT_FIRST * right_before * _RIGHT_AT_FIRST
-            right_before = min(right_before, seen / (passes + _PASSES_AT_FIRST))
-            found.append(found[-1] + right_before)
-        return found
+            right_before = min(right_before, seen / (allowed + _PASSES_AT_FIRST))
+            tokens += right_before
+            seconds += shares[n] * (takes[n + 1] - takes[n])
+            speeds.append(tokens / seconds)
+        return {n: speeds[n] for n in NUMBERS}
 
-    def record(
-        self, crowded: bool, rows: int, passes: int, right: NDArray[np.int64], seconds: float
-    ) -> None:
-        """Note what a run took, and in how many passes draft 0, 1, ... was right.
+    def record(self, crowded: bool, rows: int, counts: Counts, seconds: float) -> None:
+        """Note what a run took, and how its drafts did.
 
         Args:
             crowded: as for `choose`.
             rows: likewise.
-            passes: of the model.
-            right: for each draft of a pass, of all rows together.
-            seconds: of the run; NaN where its passes were too few to measure.
+            counts: of the run, of all rows together.
+            seconds: of the run; NaN where this is not the time of its passes.
         """
         for shown in (self._own, self._shown):
-            shown.add(self.drafts, passes * rows, right)
+            shown.add(self.drafts, counts)
+        passes = -(-int(counts.passes.sum()) // rows)
         self._shown.since_try += passes
+        self._left -= passes
         if self.drafts:
-            self._tried_here += passes
+            self._with_drafts += passes
         if passes and not math.isnan(seconds):
-            costs, cost = self._costs.setdefault((crowded, rows), {}), seconds / passes
-            known = costs.get(self.drafts, cost)
-            longer = known + _MIXED * (min(cost, _MOST_TIMES * known) - known)
-            costs[self.drafts] = min(cost, longer)
+            costs = self._costs.setdefault((crowded, rows), {})
+            _note(costs, counts.passes / counts.passes.sum(), seconds / passes)
 
 
-def _estimate(costs: dict[int, float], drafts: int) -> float:
-    """The seconds of a pass with so many drafts: as measured, else between the neighbours.
+def _note(costs: dict[int, float], shares: NDArray[np.float64], seconds: float) -> None:
+    """Update what a pass takes with the number of drafts that most passes of a run checked.
+
+    Args:
+        costs: seconds by number of drafts.
+        shares: (MOST_DRAFTS_A_PASS + 1,) of the run's passes, those with 0, 1, ... drafts.
+        seconds: of the run's passes, the mean.
+    """
+    usual = int(shares.argmax())
+    if shares[usual] < _MOST:
+        return
+    cost = seconds
+    if costs:
+        known = _estimates(costs)
+        cost = seconds * known[usual] / float(shares @ known)
+    before = costs.get(usual, cost)
+    longer = before + _MIXED * (min(cost, _MOST_TIMES * before) - before)
+    costs[usual] = min(cost, longer)
+
+
+def _estimates(costs: dict[int, float]) -> list[float]:
+    """The seconds of a pass with 0, 1, ... drafts: as measured, else between the neighbours.
 
     With more drafts it takes at least as long: where less was measured for more, that is so.
     """
-    known = {n: min(cost for more, cost in costs.items() if more >= n) for n in costs}
-    if drafts in known:
-        return known[drafts]
-    below = max(n for n in known if n < drafts)
-    above = min((n for n in known if n > drafts), default=None)
-    if above is None:
-        return known[below]
-    share = (drafts - below) / (above - below)
-    return known[below] + share * (known[above] - known[below])
+    numbers = sorted(costs)
+    known = np.minimum.accumulate([costs[n] for n in reversed(numbers)])[::-1]
+    estimates: list[float] = np.interp(_ALL_NUMBERS, numbers, known).tolist()
+    return estimates
