@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from decoding import assert_runs
 from mygpt.cpu.common import build
 from mygpt.cpu.common.build import TRAINING
 from mygpt.file_access import cache_folder
@@ -213,6 +214,25 @@ print("loaded")
     assert files(tmp_path / "cache") == [build._object_path().name]
     found = (tmp_path / "cache" / build._object_path().name).read_bytes()
     assert found == build._object_path().read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the addresses are chosen as Linux does")
+def test_machine_code_finds_its_constants_where_memory_is_in_pieces():
+    """Free memory in small pieces, then 3 GiB that are taken, then as much as is wanted."""
+    program = """
+import mmap
+import numpy as np
+from decoding import CpuEngine, SamplingConfig, counting_model, request
+
+taken = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000, "prot": 0}  # MAP_NORESERVE
+small = [mmap.mmap(-1, 2**16, **taken) for _ in range(8192)]
+wide = mmap.mmap(-1, 3 * 2**30, **taken)
+for one in small[::2]:
+    one.close()
+asked = request(np.array([1]), 8, SamplingConfig(temperature=0.0))
+print(CpuEngine(*counting_model(9), threads=1).start([asked]).advance(8))
+"""
+    assert assert_runs(program) == "[[2, 3, 4, 5, 6, 7, 8, 0]]\n"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from decoding import (
     SAMPLINGS,
     cases,
     constant,
+    counting_model,
     engine,
     model_of,
     random_arrays,
@@ -144,19 +145,6 @@ def test_drafts_of_a_text_that_repeats_itself_are_right():
     passes, right = counts_of(drafted._slots)
     assert passes @ np.arange(1, len(passes) + 1) == 80
     assert right.sum() == 80 - passes.sum()
-
-
-def counting_model(vocab_size: int):
-    """A model whose likeliest token after v is v + 1 modulo V: config and arrays."""
-    from mygpt import GPTConfig
-    from mygpt.checkpoint.parameter_shapes import parameter_shapes
-
-    config = GPTConfig(vocab_size, vocab_size, 1, 1, max_seq_len=200, tied=False)
-    arrays = {name: np.zeros(shape, "f4") for name, shape in parameter_shapes(config).items()}
-    arrays["token_embedding.weight"][:] = np.eye(vocab_size) * 10
-    arrays["final_norm.weight"][:] = 1
-    arrays["head.weight"][:] = np.roll(np.eye(vocab_size), 1, axis=0)
-    return config, arrays
 
 
 @pytest.mark.kernels

@@ -309,7 +309,11 @@ def _link(code: bytes, library: KernelLibrary) -> dict[str, Kernel]:
     """Put an object file's code into memory and return the exported functions."""
     import llvmlite.binding as llvm
 
-    linker = llvm.create_lljit_compiler(_target_machine())
+    # JITLink puts code and constants into one piece of memory. LLVM's other linker takes memory for
+    # each wherever some is free; beside the libraries of a torch for CUDA that was more than 2 GiB
+    # apart, and a jump table of LLVM 15 (llvmlite 0.44) then leads nowhere. For Windows' object
+    # files JITLink is younger, and not used.
+    linker = llvm.create_lljit_compiler(_target_machine(), use_jit_link=sys.platform != "win32")
     parts = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
     names = [name for _, name in library.exports]
     for name in names:
