@@ -87,8 +87,8 @@ bench-texts: .venv/ready
 	$(BIN)/python -m benchmarks.texts.make texts --shakespeare $(SHAKESPEARE)
 	$(BIN)/python -m benchmarks.texts texts $(ARGUMENTS)
 
-# Decoding beside transformers, CTranslate2 and llama.cpp, in an environment of their own;
-# writes docs/benchmarks/.
+# Decoding beside transformers, CTranslate2, llama.cpp, ik_llama.cpp, OpenVINO and ONNX Runtime, in
+# an environment of their own; writes docs/benchmarks/.
 bench-generation: .venv-bench/ready
 	PYTHONPATH=src .venv-bench/bin/python -m benchmarks.generation
 

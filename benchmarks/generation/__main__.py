@@ -1,6 +1,6 @@
 """Generation speed: every engine on the same weights, measured in turns on this machine.
 
-Usage: PYTHONPATH=src python -m benchmarks.generation [--rounds 3] [--only S,M,L,Q]
+Usage: PYTHONPATH=src python -m benchmarks.generation [--rounds 3] [--only S,M,L,Q,R]
        [--cases s,m-int8,cold] [--patience 2] [--out docs/benchmarks]
 in the folder above `benchmarks`, with `benchmarks/peers.txt` installed. Prints as it goes and
 writes `generation.json`, `generation.md` and `generation.svg`.
@@ -100,7 +100,7 @@ def measure_cold(work: Path, rounds: int) -> list[dict[str, Any]]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="S,M,L,Q", help="sizes of models, separated by commas")
+    parser.add_argument("--only", default="S,M,L,Q,R", help="sizes of models, separated by commas")
     parser.add_argument("--cases", help=f"{', '.join(c.key for c in CASES)}, {COLD_START}")
     parser.add_argument(
         "--patience",

@@ -13,10 +13,11 @@ class Case:
     Attributes:
         key: its name on the command line.
         title: its name in the table.
-        size: the model, S, M, L or Q.
+        size: the model, S, M, L, Q or R.
         tokens: new tokens per row and run.
         ours: the name of mygpt's engine.
-        peers: the names of the other programs; each runs with one thread and with two.
+        peers: the names of the other programs; each runs with one thread and with two. Another
+            engine of mygpt may be among them, which is not compared as a peer.
         batch: rows.
         prompt: tokens of each row's prompt.
         prefill: whether the tokens of the prompt are counted instead of the new ones.
@@ -81,7 +82,7 @@ CASES = (
         "M",
         255,
         "mygpt",
-        ("CTranslate2", "llama.cpp", "transformers", "chapter"),
+        ("CTranslate2", "llama.cpp", "OpenVINO", "transformers", "chapter"),
     ),
     Case(
         "m-int8",
@@ -89,7 +90,7 @@ CASES = (
         "M",
         255,
         "mygpt int8",
-        ("CTranslate2 int8", "llama.cpp Q8_0"),
+        ("CTranslate2 int8", "llama.cpp Q8_0", "OpenVINO INT8"),
         weight_bytes=1,
     ),
     Case(
@@ -98,7 +99,7 @@ CASES = (
         "M",
         255,
         "mygpt int4",
-        ("llama.cpp Q4_0",),
+        ("llama.cpp Q4_0", "OpenVINO INT4"),
         weight_bytes=4.5 / 8,
     ),
     Case(
@@ -117,7 +118,7 @@ CASES = (
         "L",
         64,
         "mygpt",
-        ("CTranslate2", "llama.cpp", "transformers", "chapter"),
+        ("CTranslate2", "llama.cpp", "OpenVINO", "transformers", "chapter"),
     ),
     Case(
         "l-int8",
@@ -125,7 +126,7 @@ CASES = (
         "L",
         64,
         "mygpt int8",
-        ("CTranslate2 int8", "llama.cpp Q8_0"),
+        ("CTranslate2 int8", "llama.cpp Q8_0", "OpenVINO INT8"),
         weight_bytes=1,
     ),
     Case(
@@ -134,7 +135,7 @@ CASES = (
         "L",
         64,
         "mygpt int4",
-        ("llama.cpp Q4_0",),
+        ("llama.cpp Q4_0", "OpenVINO INT4"),
         weight_bytes=4.5 / 8,
     ),
     Case(
@@ -158,14 +159,21 @@ CASES = (
         prefill=True,
         limit="gemm",
     ),
-    Case("q", "Q, batch 1", "Q", 64, "mygpt", ("llama.cpp", "ik_llama.cpp", "chapter")),
+    Case(
+        "q",
+        "Q, batch 1",
+        "Q",
+        64,
+        "mygpt",
+        ("llama.cpp", "ik_llama.cpp", "OpenVINO", "onnxruntime-genai", "chapter"),
+    ),
     Case(
         "q-int8",
         "Q, batch 1, int8",
         "Q",
         64,
         "mygpt int8",
-        ("llama.cpp Q8_0", "ik_llama.cpp Q8_0"),
+        ("llama.cpp Q8_0", "ik_llama.cpp Q8_0", "OpenVINO INT8", "onnxruntime-genai int8"),
         weight_bytes=1,
     ),
     Case(
@@ -174,8 +182,24 @@ CASES = (
         "Q",
         64,
         "mygpt int4",
-        ("llama.cpp Q4_0", "llama.cpp Q4_K_M", "ik_llama.cpp Q4_0", "ik_llama.cpp Q4_K_M"),
+        (
+            "llama.cpp Q4_0",
+            "llama.cpp Q4_K_M",
+            "ik_llama.cpp Q4_0",
+            "ik_llama.cpp Q4_K_M",
+            "OpenVINO INT4",
+            "onnxruntime-genai int4",
+        ),
         weight_bytes=4.5 / 8,
+    ),
+    Case(
+        "r-drafts",
+        "R, a text that repeats, drafts",
+        "R",
+        128,
+        "mygpt drafts",
+        ("mygpt", "llama.cpp lookup", "llama.cpp", "transformers lookup", "transformers"),
+        prompt=120,
     ),
 )
 

@@ -1,7 +1,8 @@
-"""The four models of the benchmark, with fixed weights, also in other programs' formats.
+"""The five models of the benchmark, with fixed weights, also in other programs' formats.
 
 S is the tutorial's model, M a larger one of its kind, L is GPT-2 small (Radford et al., 2019), Q is
-of the block that `mygpt train` trains, which is Qwen3's.
+of the block that `mygpt train` trains, which is Qwen3's. R is L with position embeddings that make
+it repeat one passage.
 Letters: C embedding, V vocabulary.
 """
 
@@ -38,6 +39,8 @@ CONFIGS = {
         qk_norm=True,
     ),
 }
+CONFIGS["R"] = CONFIGS["L"]
+_PASSAGE = 60  # tokens of the passage that R repeats
 
 
 def build(size: str, *, gelu_tanh: bool = False) -> GPT:
@@ -65,11 +68,18 @@ def build(size: str, *, gelu_tanh: bool = False) -> GPT:
                 parameter.normal_(std=0.1)
             else:
                 parameter.normal_(std=1 / math.sqrt(parameter.shape[1]))
+        if size == "R":
+            # A position's embedding is that of the next token of the passage, larger than what
+            # token and blocks add: the head, which has the same embeddings, then chooses it.
+            following = torch.tensor(prompts(size, 1, config.max_seq_len + 1)[0, 1:])
+            model.position_embedding.weight.copy_(200 * model.token_embedding.weight[following])
     return model.eval()
 
 
 def prompts(size: str, batch: int, length: int) -> NDArray[np.int64]:
-    """(batch, length) token ids, the same everywhere."""
+    """(batch, length) token ids, the same everywhere; of R its passage, repeated."""
+    if size == "R":
+        return np.tile(np.resize(prompts("L", 1, _PASSAGE), length), (batch, 1))
     draws = np.random.default_rng(batch * 10_000 + length)
     return draws.integers(0, CONFIGS[size].vocab_size, (batch, length), dtype=np.int64)
 
@@ -182,16 +192,10 @@ def write_gguf(size: str, path: Path, kind: str = "F32") -> None:
 
 def _export_gguf(size: str, path: Path, kind: str) -> None:
     """The file that a user of llama.cpp would make: exported, then quantized by llama.cpp."""
-    from mygpt.checkpoint.model_file import Checkpoint, model_arrays
     from mygpt.formats.gguf import write_gguf as export
-    from mygpt.tokenization import CharTokenizer
 
     if kind == "F32":
-        arrays = model_arrays(build(size))
-        export(
-            Checkpoint(path, CONFIGS[size], CharTokenizer("abc", end_of_text=True), arrays, {}),
-            path,
-        )
+        export(_checkpoint(size, path), path)
         return
     import llama_cpp
 
@@ -206,6 +210,15 @@ def _export_gguf(size: str, path: Path, kind: str) -> None:
         str(source).encode(), str(path).encode(), ctypes.byref(params)
     )
     assert not failed, f"llama.cpp could not quantize {source}"
+
+
+def _checkpoint(size: str, path: Path) -> Any:
+    """The model as a checkpoint, which `mygpt export` takes; with a tokenizer of three letters."""
+    from mygpt.checkpoint.model_file import Checkpoint, model_arrays
+    from mygpt.tokenization import CharTokenizer
+
+    tokenizer = CharTokenizer("abc", end_of_text=True)
+    return Checkpoint(path, CONFIGS[size], tokenizer, model_arrays(build(size)), {})
 
 
 def _gguf_arrays(model: GPT) -> dict[str, NDArray[np.float32]]:
@@ -226,11 +239,21 @@ def _gguf_arrays(model: GPT) -> dict[str, NDArray[np.float32]]:
 
 
 def files(size: str, kind: str, work: Path) -> Path:
-    """The model's file for `kind` ("ct2", "F32" or a kind of llama.cpp's); written if missing."""
-    path = work / (f"{size}-ct2" if kind == "ct2" else f"{size}-{kind}.gguf")
+    """The model's file or folder; written if missing.
+
+    Args:
+        size: the model.
+        kind: "ct2" for CTranslate2, "hf" for transformers, "F32" or another of llama.cpp's kinds.
+        work: the folder for all of them.
+    """
+    path = work / (f"{size}-{kind}" if kind in ("ct2", "hf") else f"{size}-{kind}.gguf")
     if not path.exists():
         if kind == "ct2":
             write_ctranslate2(size, path)
+        elif kind == "hf":
+            from mygpt.formats.hugging_face import write_hugging_face
+
+            write_hugging_face(_checkpoint(size, path), path)
         else:
             write_gguf(size, path, kind)
     return path

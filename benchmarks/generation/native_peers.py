@@ -1,4 +1,4 @@
-"""CTranslate2, llama.cpp and ik_llama.cpp, each called as in its own programs.
+"""CTranslate2, llama.cpp, ik_llama.cpp and ONNX Runtime, each called as in its own programs.
 
 Letters: B batch, T time, V vocabulary.
 """
@@ -6,6 +6,10 @@ Letters: B batch, T time, V vocabulary.
 from __future__ import annotations
 
 import ctypes
+import json
+import subprocess
+import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +141,63 @@ def llama_cpp(
     return LlamaCpp(files(size, kind, work), size, prompt, threads).run
 
 
+def llama_cpp_lookup(
+    size: str, prompt: NDArray[np.int64], *, work: Path, threads: int, drafts: int
+) -> Run:
+    """The Python class of llama-cpp-python, greedy, with so many drafts copied from the text."""
+    from llama_cpp import Llama
+    from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+    model = Llama(
+        str(files(size, "F32", work)),
+        n_threads=threads,
+        n_threads_batch=threads,
+        draft_model=LlamaPromptLookupDecoding(num_pred_tokens=drafts),
+        verbose=False,
+    )
+    (ids,) = prompt.tolist()
+
+    def run(n: int) -> list[list[int]]:
+        model.reset()  # it would keep the prompt of the last run
+        return [list(islice(model.generate(ids, temp=0.0), n))]
+
+    return run
+
+
 def ik_llama_cpp(
     size: str, prompt: NDArray[np.int64], *, work: Path, threads: int, kind: str = "F32"
 ) -> Run:
     """ik_llama.cpp, likewise."""
     return IkLlamaCpp(files(size, kind, work), size, prompt, threads).run
+
+
+def onnxruntime_genai(
+    size: str, prompt: NDArray[np.int64], *, work: Path, threads: int, kind: str = "fp32"
+) -> Run:
+    """ONNX Runtime GenAI, greedy, for one row, with a model that its own builder wrote."""
+    import onnxruntime_genai
+
+    path = work / f"{size}-onnx-{kind}"
+    if not path.exists():
+        build = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-e", "cpu", "-p", kind]
+        build += ["-i", str(files(size, "hf", work)), "-o", str(path), "-c", str(work / "cache")]
+        subprocess.run(build, check=True)
+    config = onnxruntime_genai.Config(str(path))
+    session = {"session_options": {"intra_op_num_threads": threads}}
+    config.overlay(json.dumps({"model": {"decoder": session}}))
+    model = onnxruntime_genai.Model(config)
+    ids = prompt.astype(np.int32)
+
+    def run(n: int) -> list[list[int]]:
+        params, length = onnxruntime_genai.GeneratorParams(model), ids.shape[1] + n
+        # min_length prevents an early end.
+        params.set_search_options(do_sample=False, min_length=length, max_length=length)
+        generator = onnxruntime_genai.Generator(model, params)
+        generator.append_tokens(ids)
+        found = []
+        for _ in range(n):
+            generator.generate_next_token()
+            found.append(int(generator.get_next_tokens()[0]))
+        return [found]
+
+    return run

@@ -16,15 +16,23 @@ def cpu(
     threads: int | None,
     weights: str = "float32",
     overflow: str = "crop",
+    drafts: bool = False,
 ) -> Run:
-    """The CPU engine (machine code by Numba), greedy."""
+    """The CPU engine (machine code by Numba), greedy; with drafts copied from the text, or not."""
     from mygpt.checkpoint.model_file import model_arrays
     from mygpt.core.config import SamplingConfig
     from mygpt.core.random import Stream
     from mygpt.cpu.decode.engine import CpuEngine
+    from mygpt.cpu.decode.speculation import Drafts
     from mygpt.engine import Request
 
-    engine = CpuEngine(CONFIGS[size], model_arrays(build(size)), weights=weights, threads=threads)
+    engine = CpuEngine(
+        CONFIGS[size],
+        model_arrays(build(size)),
+        weights=weights,
+        threads=threads,
+        drafts=Drafts() if drafts else None,
+    )
     greedy = SamplingConfig(temperature=0.0)
 
     def run(n: int) -> list[list[int]]:

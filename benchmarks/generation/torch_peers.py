@@ -78,8 +78,8 @@ def nanogpt(size: str, prompt: NDArray[np.int64]) -> Run:
     return lambda n: chapter_generate(model, ids, n, top_k=1)[:, ids.shape[1] :].tolist()
 
 
-def transformers(size: str, prompt: NDArray[np.int64]) -> Run:
-    """transformers' `generate`: greedy, with its KV cache."""
+def transformers(size: str, prompt: NDArray[np.int64], **options: Any) -> Run:
+    """transformers' `generate`: greedy, with its KV cache and more of its options."""
     model, ids = as_transformers(build(size)), torch.tensor(prompt)
     mask = torch.ones_like(ids)
 
@@ -93,6 +93,7 @@ def transformers(size: str, prompt: NDArray[np.int64]) -> Run:
                 do_sample=False,
                 use_cache=True,
                 pad_token_id=0,
+                **options,
             )
         return out[:, ids.shape[1] :].tolist()
 
