@@ -28,20 +28,21 @@ PACKAGES = (
     "gguf",
 )
 
-_PROGRAMS = (
-    "OpenVINO runs the model of transformers (of Q the one that `mygpt export` writes), converted "
-    "with the cache as its state and called for every token. Its weights of 8 and 4 bits are "
-    "those of NNCF, as optimum-intel uses it: INT8_ASYM; INT4_ASYM in groups of 64, with "
-    "embedding and head of 8 bits. With float32 weights it computes in float32 and has a float32 "
-    "cache; with the others its own defaults apply. ONNX Runtime GenAI has the exported model as "
-    "its own builder writes it, with its defaults for fp32, int8 and int4, embedding and head too.",
-    "",
-    "R's prompt has a passage of 60 tokens twice, and the model continues it. The drafts of mygpt, "
-    "of `prompt_lookup_num_tokens` of transformers and of `LlamaPromptLookupDecoding` of "
-    "llama-cpp-python (10 drafts each) are copied from the text so far, and all are right: no text "
-    "can gain more. All rates include the time to read the prompt. A share of reading above 100% "
-    "means several tokens for each reading of the weights.",
-)
+# What has to be known of programs, by a part of their names.
+_NOTES = {
+    "OpenVINO": "OpenVINO runs the model of transformers (of Q the one that `mygpt export` "
+    "writes), converted with the cache as its state and called for every token. Its weights of 8 "
+    "and 4 bits are those of NNCF, as optimum-intel uses it: INT8_ASYM; INT4_ASYM in groups of 64, "
+    "with embedding and head of 8 bits. With float32 weights it computes in float32 and has a "
+    "float32 cache; with the others its own defaults apply.",
+    "onnxruntime-genai": "ONNX Runtime GenAI has the exported model as its own builder writes it, "
+    "with its defaults for fp32, int8 and int4, embedding and head too.",
+    "lookup": "R is L with position embeddings that make it repeat a passage of 60 tokens, which "
+    "its prompt has twice. The drafts of mygpt, of `prompt_lookup_num_tokens` of transformers and "
+    "of `LlamaPromptLookupDecoding` of llama-cpp-python (10 drafts each) are copied from the text "
+    "so far, and all are right: no text can gain more. All rates include the time to read the "
+    "prompt. A share of reading above 100% means several tokens for each reading of the weights.",
+}
 
 
 def describe_machine() -> dict[str, Any]:
@@ -130,8 +131,7 @@ def markdown(results: dict[str, Any]) -> str:
         "one run in which all programs were measured in turns. mygpt chooses its number of "
         "threads; of a peer, the faster of one and two threads is shown. S has 207,296 parameters "
         "and a window of 64, M 10.7 million and 256, L 124 million and 1,024 (GPT-2 small), Q 88 "
-        "million and 1,024 (Qwen3's block), R is L with position embeddings that make it repeat a "
-        "passage.",
+        "million and 1,024 (Qwen3's block).",
         "",
         f"Machine: {machine['processor']}, {machine['cores']} cores; Python {machine['python']}, "
         f"{versions}. {_disturbance(results['cases'])}",
@@ -148,8 +148,7 @@ def markdown(results: dict[str, Any]) -> str:
         "float32 (with tanh GELU for llama.cpp, which has no exact GELU). Others: processor cores "
         "that other programs used during the timings, median.",
         "",
-        *_PROGRAMS,
-        "",
+        *_notes(results["cases"]),
         "| case | contestant | tokens/s | least to most | equal tokens | others |",
         "|---|---|---:|---:|---:|---:|",
     ]
@@ -157,6 +156,13 @@ def markdown(results: dict[str, Any]) -> str:
         title = measured["case"]["title"]
         lines += [f"| {title} | {_contestant_cells(one)} |" for one in measured["contestants"]]
     return "\n".join(lines) + "\n"
+
+
+def _notes(cases: list[dict[str, Any]]) -> list[str]:
+    """The notes on the programs that were measured, each a paragraph."""
+    names = {one["engine"] for measured in cases for one in measured["contestants"]}
+    found = [note for part, note in _NOTES.items() if any(part in name for name in names)]
+    return [line for note in found for line in (note, "")]
 
 
 def _disturbance(cases: list[dict[str, Any]]) -> str:
