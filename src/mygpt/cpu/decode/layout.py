@@ -91,8 +91,7 @@ LAYER_SIZE = _VECTORS + 6 * MATRIX_SIZE
 # of PROBABILITIES, where it is copied when the slot ends).
 #
 # A run draws until DRAWN is at least ENOUGH; drafts that are right can make it more, up to GOAL.
-# DRAFTED drafts are read with the last token of the text, and
-# written behind it:
+# DRAFTED drafts are read with the last token of the text, and written behind it:
 #
 #     TEXT of the slot   | ... | last token | draft | ... | draft |
 #                                         LENGTH            LENGTH + DRAFTED
