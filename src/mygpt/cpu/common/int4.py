@@ -19,7 +19,7 @@ from numba.core import cgutils
 
 from mygpt.cpu.common.arithmetic import padded
 from mygpt.cpu.common.int4_format import FACTORS, GROUP, INPUT_WORDS, LINES, VALUES
-from mygpt.cpu.common.layout import HAS_PAIRS, HAS_SHUFFLE, LANES, PANEL, VECTORS
+from mygpt.cpu.common.layout import BYTES_AHEAD, HAS_PAIRS, HAS_SHUFFLE, LANES, PANEL, VECTORS
 from mygpt.cpu.common.simd import (
     FLOAT32,
     FLOATS,
@@ -28,12 +28,12 @@ from mygpt.cpu.common.simd import (
     WORDS,
     add_pairs,
     as_halves,
+    ask_for,
     bits_of_float,
     fma,
     intrinsic,
     kernel,
     load_vector,
-    prefetch,
     skip,
     spread,
 )
@@ -149,8 +149,8 @@ def _emit(builder: Any, operands: Any, adding: Any, rows: int, vectors: int) -> 
         ]
         group = builder.gep(w, [start])
         group_bytes = 4 * LINES * vectors * LANES + 2 * vectors * LANES  # weights and scales
-        for offset in range(0, group_bytes, 64):
-            prefetch(builder, group, offset)
+        for offset in range(0, group_bytes if BYTES_AHEAD else 0, 64):
+            ask_for(builder, group, BYTES_AHEAD + offset)
         sums = add_group(builder, rows_at, group, width, vectors)
         scales_at = builder.add(start, builder.mul(width, _I64(LINES)))
         halves = builder.bitcast(builder.gep(w, [scales_at]), _I16.as_pointer())

@@ -14,7 +14,16 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
-from mygpt.cpu.common.layout import BYTES_AHEAD, HAS_PAIRS, KEEPS_X, LANES, ROWS, VECTORS
+from mygpt.cpu.common.layout import (
+    BYTES_AHEAD,
+    HAS_PAIRS,
+    KEEPS_X,
+    LANES,
+    ROWS,
+    TALL_ROWS,
+    TURN,
+    VECTORS,
+)
 
 intrinsic: Any = numba_intrinsic
 
@@ -164,16 +173,28 @@ def atomic_load(typingctx: Any, counter: Any) -> Any:
 # vector of w at a time, which all rows use before the next one is loaded. The other order needs 4
 # vectors of w at once: LLVM then stores sums on the stack in every step, and the product has 53
 # instead of 90 GFLOP/s on a Zen 3 core.
+#
+# A tall tile has more rows than the registers have space for, in groups that take turns:
+#
+#     k =   0 ... 63               64 ... 127            ...
+#          | group 0 | group 1 |  | group 0 | group 1 |
+#
+# The first group reads 8 KB of w (TURN rows of one full tile) from memory, the others find them in
+# the first-level cache; meanwhile each step asks for the row of w that is TURN rows later, so
+# that memory does not rest. This is for weights that are read for a few rows only: products of 6
+# rows take 1.2 times as long as of one on a Zen 3, with two tiles 1.45 times (docs/lab-notes.md).
 
 
-def make_tile(*, quantized: bool = False, transposed: bool = False, pairs: bool = False) -> Any:
+def make_tile(
+    *, quantized: bool = False, transposed: bool = False, pairs: bool = False, tall: bool = False
+) -> Any:
     """The kernel y[r, n] (+)= sum over k of x[r, k] w[k, n], for R rows and N vectors of outputs.
 
     Called as tile(y, y_stride, x, x_stride, w, w_stride, depth, scales, rows, vectors,
-    adding): pointers, with strides in elements; rows from 1 to ROWS, vectors from 1 to
-    VECTORS; whether to add to y or to replace it. Every sum runs over k in order, one fused
-    multiply-add a step, in a register of its own, so a row's result is the same in a tile of
-    any height.
+    adding): pointers, with strides in elements; rows from 1 to ROWS; vectors from 1 to VECTORS,
+    or, of a tall one, rows to TALL_ROWS of VECTORS; whether to add to y or to replace it. Every
+    sum runs over k in order, one fused multiply-add a step, so a row's result is the same in a
+    tile of any height.
     Quantized: w is int8, and output n's sum is multiplied by scales[n] before it is added.
     Transposed: x is stored as (depth, rows), x_stride from one k to the next.
     Pairs: x and w are words of two bfloat16 for neighbouring k, and depth counts words.
@@ -187,13 +208,15 @@ def make_tile(*, quantized: bool = False, transposed: bool = False, pairs: bool 
         # The sums are registers only if their number is known when compiling: so there is a loop
         # for each height and width, and a jump table (switch) on rows * VECTORS + vectors.
         choice = builder.switch(builder.add(builder.mul(rows, _I64(VECTORS)), vectors), done)
-        for r in range(1, ROWS + 1):
-            for n in range(1, VECTORS + 1):
-                case = builder.append_basic_block(f"tile_{r}_{n}")
-                choice.add_case(_I64(r * VECTORS + n), case)
-                with builder.goto_block(case):
-                    _emit_tile(builder, operands, adding, r, n, kind)
-                    builder.branch(done)
+        sizes = [(r, n) for r in range(1, ROWS + 1) for n in range(1, VECTORS + 1)]
+        if tall:
+            sizes += [(r, VECTORS) for r in range(ROWS + 1, TALL_ROWS + 1)]
+        for r, n in sizes:
+            case = builder.append_basic_block(f"tile_{r}_{n}")
+            choice.add_case(_I64(r * VECTORS + n), case)
+            with builder.goto_block(case):
+                _emit_tile(builder, operands, adding, r, n, kind)
+                builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
 
@@ -227,25 +250,46 @@ def _emit_tile(
     builder: Any, operands: Any, adding: Any, rows: int, vectors: int, kind: _Kind
 ) -> None:
     """One tile of fixed height and width: sums in registers, a loop over k, one store."""
-    y, y_stride, x, x_stride, w, w_stride, depth, scales = operands
-    zero = ir.Constant(_VECTOR, [0.0] * LANES)
-    add_product = fma(builder)
-    places = [(r, n) for r in range(rows) for n in range(vectors)]
+    depth, zero = operands[6], ir.Constant(_VECTOR, [0.0] * LANES)
     # As variables of the stack; LLVM's pass "mem2reg" turns each into a register.
-    sums = {place: cgutils.alloca_once(builder, _VECTOR) for place in places}
-    for place in places:
+    sums = {}
+    for place in ((r, n) for r in range(rows) for n in range(vectors)):
+        sums[place] = cgutils.alloca_once(builder, _VECTOR)
         builder.store(zero, sums[place])
+    if rows <= ROWS:
+        _emit_steps(builder, operands, _I64(0), depth, range(rows), sums, kind)
+    else:
+        count = -(-rows // ROWS)
+        groups = [range(g * rows // count, (g + 1) * rows // count) for g in range(count)]
+        with cgutils.for_range_slice(builder, _I64(0), depth, _I64(TURN), intp=_I64) as (k, _):
+            end = builder.add(k, _I64(TURN))
+            end = builder.select(builder.icmp_signed("<", end, depth), end, depth)
+            for group in groups:
+                _emit_steps(builder, operands, k, end, group, sums, kind, ahead=TURN)
+    _emit_stores(builder, operands, adding, sums, kind)
+
+
+def _emit_steps(
+    builder: Any, operands: Any, first: Any, last: Any, rows: range, sums: Any, kind: _Kind,
+    *, ahead: int = 0,
+) -> None:  # fmt: skip
+    """The steps k from `first` to `last` for some rows of a tile.
+
+    Each asks for the weights of the step that is so many `ahead`, if not 0.
+    """
+    _, _, x, x_stride, w, w_stride, _, _ = operands
+    vectors = 1 + max(n for _, n in sums)
     row_step, depth_step = (_I64(1), x_stride) if kind.transposed else (x_stride, _I64(1))
-    x_rows = [builder.gep(x, [builder.mul(row_step, _I64(r))]) for r in range(rows)]
-    with cgutils.for_range(builder, depth, intp=_I64) as loop:
+    x_rows = {r: builder.gep(x, [builder.mul(row_step, _I64(r))]) for r in rows}
+    with cgutils.for_range(builder, last, start=first, intp=_I64) as loop:
         start = builder.mul(loop.index, w_stride)
         along = builder.mul(loop.index, depth_step)
 
-        def x_value(r: int, along: Any = along) -> Any:
+        def x_value(r: int) -> Any:
             number = _I32 if kind.pairs else _F32
             return spread(builder, builder.load(builder.gep(x_rows[r], [along]), typ=number))
 
-        def w_vector(n: int, start: Any = start) -> Any:
+        def w_vector(n: int) -> Any:
             return _load_weights(builder, w, builder.add(start, _I64(n * LANES)), kind)
 
         def add(r: int, n: int, value: Any, weights: Any) -> None:
@@ -255,34 +299,45 @@ def _emit_tile(
             else:
                 # An explicit fma: "contract" alone would leave it to LLVM, loop by loop,
                 # whether product and sum round once or twice.
-                total = builder.call(add_product, [value, weights, before])
+                total = builder.call(fma(builder), [value, weights, before])
             builder.store(total, sums[r, n])
 
-        if kind.quantized:
-            prefetch(builder, builder.gep(w, [start]))
+        if ahead:
+            # Every group asks: a core that waits for many lines already ignores some requests.
+            later = builder.gep(w, [builder.add(start, builder.mul(w_stride, _I64(ahead)))])
+            for offset in range(0, 4 * vectors * LANES, 64):
+                ask_for(builder, later, offset)
+        elif kind.quantized and BYTES_AHEAD:
+            ask_for(builder, builder.gep(w, [start]), BYTES_AHEAD)
         if KEEPS_X:
-            values = [x_value(r) for r in range(rows)]
+            values = {r: x_value(r) for r in rows}
             for n in range(vectors):
                 weights = w_vector(n)
-                for r in range(rows):
+                for r in rows:
                     add(r, n, values[r], weights)
         else:
             panel = [w_vector(n) for n in range(vectors)]
-            for r in range(rows):
+            for r in rows:
                 value = x_value(r)
                 for n in range(vectors):
                     add(r, n, value, panel[n])
+
+
+def _emit_stores(builder: Any, operands: Any, adding: Any, sums: Any, kind: _Kind) -> None:
+    """Replace a tile of y by the sums, or add them to it."""
+    y, y_stride, _, _, _, _, _, scales = operands
+    zero = ir.Constant(_VECTOR, [0.0] * LANES)
     is_adding = builder.icmp_signed("!=", adding, _I64(0))
-    for r, n in places:
+    for (r, n), place in sums.items():
         offset = builder.add(builder.mul(y_stride, _I64(r)), _I64(n * LANES))
         # y is read even where it is replaced: `select` needs no branch. So it must be readable
         # for whole vectors; the value read, even a NaN, is then not used.
-        held, total = load_vector(builder, y, offset, _VECTOR, 4), builder.load(sums[r, n])
+        held, total = load_vector(builder, y, offset, _VECTOR, 4), builder.load(place)
         before = builder.select(is_adding, held, zero)
         if kind.quantized:
             # sum over k of x[k] (q[k, n] scale[n]) = scale[n] * sum over k of x[k] q[k, n]
             scale = load_vector(builder, scales, _I64(n * LANES), _VECTOR, 4)
-            total = builder.call(add_product, [total, scale, before])
+            total = builder.call(fma(builder), [total, scale, before])
         else:
             total = builder.fadd(total, before)
         at = builder.bitcast(builder.gep(y, [offset]), _VECTOR.as_pointer())
@@ -299,14 +354,12 @@ def _load_weights(builder: Any, w: Any, offset: Any, kind: _Kind) -> Any:
     return load_vector(builder, w, offset, _VECTOR, 4)
 
 
-def prefetch(builder: Any, pointer: Any, offset: int = 0) -> None:
-    """Have the cache line that is BYTES_AHEAD after pointer + offset bytes read, if not 0."""
-    if not BYTES_AHEAD:
-        return
+def ask_for(builder: Any, pointer: Any, offset: int) -> None:
+    """Have the cache line at pointer + offset bytes read, without waiting for it (a prefetch)."""
     byte = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
     read = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    address = builder.gep(builder.bitcast(pointer, byte), [_I64(BYTES_AHEAD + offset)])
+    address = builder.gep(builder.bitcast(pointer, byte), [_I64(offset)])
     # For reading, into all caches, as data. An address that does not exist is ignored.
     builder.call(read, [address, _I32(0), _I32(3), _I32(1)])
 

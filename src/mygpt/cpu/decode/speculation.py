@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from mygpt.cpu.decode import layout as at
 
 MOST_ROWS = 4  # texts that are decoded at once: with more, a pass is bound by its arithmetic
-# Numbers of drafts that are tried. With 2 or 5 a pass has one or two full tiles of rows (AVX2), or
-# with 5 one (AVX-512).
+# Numbers of drafts that are tried. With 2 or 5 a pass has one or two full groups of rows (AVX2), or
+# with 5 one full tile (AVX-512).
 NUMBERS = (0, 1, 2, 3, 5, at.MOST_DRAFTS_A_PASS)
 _ALL_NUMBERS = tuple(range(at.MOST_DRAFTS_A_PASS + 1))
 # Before anything is measured every draft counts as right with this probability, as if that had
