@@ -489,7 +489,7 @@ def test_nothing_wrong_gives_no_advice(here: Environment) -> None:
         ),
         (
             {"compiled": False},
-            "the decoding loop is not compiled: run `mygpt warmup` once, it takes ten seconds",
+            "the decoding loop is not compiled: run `mygpt warmup` once, it takes 15 seconds",
         ),
         (
             {"compiled": False, "cache_writable": False},

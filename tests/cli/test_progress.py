@@ -81,7 +81,7 @@ def test_compiling_is_shown_in_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     message = "compiling %s, once: about %d seconds"
     logging.getLogger("mygpt").warning(message, "the decoding loop", 10)
     bar.stop()
-    assert "compiling the decoding loop, once: about 10 seconds" in terminal.getvalue()
+    assert "compiling the decoding loop, once: about 15 seconds" in terminal.getvalue()
     assert not logging.getLogger("mygpt").handlers
 
 

@@ -454,6 +454,7 @@ def test_what_is_read_a_few_times_gets_small_merges() -> None:
     assert chosen(1_000_000, minutes=0.5) == "bpe:512"
     assert chosen(1_000_000, minutes=5.0) == "bpe:512"
     assert chosen(2_000_000, minutes=5.0) == "bpe:1024", "a longer text"
+    assert chosen(2_000_000, minutes=30.0) == "bpe:1024", "few epochs"
     assert chosen(200_000, minutes=0.5) == "bpe:512"
     assert chosen(199_999, minutes=0.5) == "auto", "too short a text"
     assert chosen(1_000_000, minutes=30.0) == "auto", "characters are better then"

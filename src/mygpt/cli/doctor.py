@@ -267,7 +267,7 @@ def advice(here: Environment) -> Iterator[str]:
             "POSIX system (on Windows: WSL): pip install numba"
         )
     elif not here.compiled and here.cache_writable:
-        yield "the decoding loop is not compiled: run `mygpt warmup` once, it takes ten seconds"
+        yield "the decoding loop is not compiled: run `mygpt warmup` once, it takes 15 seconds"
     elif not here.compiled:
         yield (
             f"{here.cache} is not writable, so each start compiles the decoding loop: set "

@@ -31,7 +31,7 @@ ENGINES = ("auto", "numpy", "cpu", "torch")
 
 # With fewer parameters, launching operations on a GPU costs more than its arithmetic saves.
 _WORTH_A_GPU = 30_000_000  # parameters
-# Compiling the kernels takes about ten seconds; a job that NumPy does in less does not wait for it.
+# Compiling the kernels takes about 15 seconds; a job that NumPy does in less does not wait for it.
 _WORTH_COMPILING_S = 5.0
 # Tokens of a job for which it is worth to read a table of n-grams, which takes some milliseconds.
 _WORTH_DRAFTS = 100

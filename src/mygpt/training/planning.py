@@ -47,11 +47,12 @@ _BFLOAT16_FROM = 1.2
 # the process; validation; and the baselines that the loss is compared with.
 _ENDING_S = 0.8
 _SAMPLED_TOKENS = 2**15  # compressed to estimate how long the baselines take
-# In a timed run of few tokens, a text of at least so many characters gets a small one: its tokens
-# are of about two characters, so the model reads more of the text. The larger of the two has no
-# smoothed targets, and is better for longer texts, which are memorised later (docs/lab-notes.md).
-_SMALL_BPE_FROM, _SMALL_BPE_BELOW_TOKENS, _SMALL_BPE_SIZES = 200_000, 1e7, (512, 1024)
-_LARGER_BPE_FROM = 1_500_000
+# In a timed run of few tokens or few epochs, a text of at least so many characters gets a small
+# one: its tokens are of about two characters, so the model reads more of the text. The larger of
+# the two has no smoothed targets, and is better for longer texts, which are memorised later
+# (docs/lab-notes.md).
+_SMALL_BPE_FROM, _SMALL_BPE_SIZES, _LARGER_BPE_FROM = 200_000, (512, 1024), 1_500_000
+_SMALL_BPE_BELOW_TOKENS, _SMALL_BPE_BELOW_EPOCHS = 1e7, 8.0
 # In longer runs, a text of at least so many characters, if training reads less than this fraction
 # of an epoch, gets a large one: better at 1/14 of an epoch, worse at 1/7 and 1/3.
 _BPE_FROM, _BPE_BELOW, _BPE_SIZE = 4_000_000, 0.1, 4096
@@ -164,10 +165,11 @@ class Planner:
             return "auto"
         budget = self._budget()
         recipe = choose(num_chars, 0, _CHARACTERS, budget, asked=self._asked)
-        if budget.by_clock and recipe.tokens <= _SMALL_BPE_BELOW_TOKENS:
+        large = num_chars >= _BPE_FROM and recipe.epochs <= _BPE_BELOW
+        few_epochs = recipe.epochs <= _SMALL_BPE_BELOW_EPOCHS and not large
+        if budget.by_clock and (few_epochs or recipe.tokens <= _SMALL_BPE_BELOW_TOKENS):
             small, larger = _SMALL_BPE_SIZES
             return f"bpe:{larger if num_chars >= _LARGER_BPE_FROM else small}"
-        large = num_chars >= _BPE_FROM and recipe.epochs <= _BPE_BELOW
         return f"bpe:{_BPE_SIZE}" if large else "auto"
 
     def plan(

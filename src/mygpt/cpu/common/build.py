@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mygpt.checkpoint.durable import remove_abandoned, write_durably
+from mygpt.compat import numba_functions_apart, numba_modules
 from mygpt.errors import CheckpointError, OutOfMemoryError
 from mygpt.file_access import (
     PRIVATE_FILE,
@@ -71,7 +72,7 @@ _DECODE_SOURCES = ("layout", "attention", "forward", "sample", "draft", "loop")
 DECODING = KernelLibrary(
     "kernels",
     "the decoding loop",
-    10,
+    15,
     (*_SHARED, *_INT4, *(f"{_DECODE}.{name}" for name in _DECODE_SOURCES)),
     (
         (f"{_DECODE}.loop", "run"),
@@ -88,7 +89,7 @@ _TRAIN_SOURCES = (
 TRAINING = KernelLibrary(
     "training",
     "the training step",
-    20,
+    30,
     (*_SHARED, *(f"{_TRAIN}.{name}" for name in _TRAIN_SOURCES)),
     (
         (f"{_TRAIN}.network", "pack_weights"),
@@ -238,7 +239,8 @@ def main() -> None:
     name, purpose, seconds, sources, exports = json.loads(sys.argv[2])
     exported = tuple((module, function) for module, function in exports)
     try:
-        code = _compile_here(KernelLibrary(name, purpose, seconds, tuple(sources), exported))
+        library = KernelLibrary(name, purpose, seconds, tuple(sources), exported)
+        code = _compile_here(library, alone=True)
     except Exception:  # the caller then compiles by itself and raises the same error
         os._exit(1)
     answer.write(code)
@@ -251,19 +253,26 @@ def _end_with_input() -> None:
     os._exit(1)
 
 
-def _compile_here(library: KernelLibrary) -> bytes:
-    """The object file of all kernels; those that Python calls have their plain names."""
+def _compile_here(library: KernelLibrary, *, alone: bool = False) -> bytes:
+    """The object file of all kernels; those that Python calls have their plain names.
+
+    Args:
+        library: what to compile.
+        alone: whether this process does nothing else with Numba.
+    """
     import llvmlite.binding as llvm
 
     module = llvm.parse_assembly("")
-    for code in _llvm_codes(library):
+    for code in _llvm_codes(library, alone=alone):
         module.link_in(llvm.parse_assembly(code))
     module.verify()
     # Functions that are not exported become internal: LLVM may then inline them everywhere and
     # drop them. Then one pass over all kernels together, with the vectorisers on.
     exported = {name for _, name in library.exports}
     for function in module.functions:
-        if not function.is_declaration and function.name not in exported:
+        if function.is_declaration:
+            assert not function.name.startswith("_ZN"), f"{function.name} has no code"
+        elif function.name not in exported:
             function.linkage = "internal"
     tuning = llvm.create_pipeline_tuning_options(speed_level=3)
     tuning.loop_vectorization = tuning.loop_unrolling = tuning.loop_interleaving = True
@@ -273,23 +282,32 @@ def _compile_here(library: KernelLibrary) -> bytes:
     return bytes(machine.emit_object(module))
 
 
-def _llvm_codes(library: KernelLibrary) -> list[str]:
+def _llvm_codes(library: KernelLibrary, *, alone: bool) -> list[str]:
     """LLVM code of the kernels, not optimised: that is done once, for all together."""
-    # Numba would optimise each function at its definition: 37 s of CPU instead of 10 in all.
+    # Numba would optimise each function at its definition: 37 s of CPU instead of 10 in all. It
+    # would also link into each what that calls, and make machine code of it: a third of the time.
     import numba
 
     config: Any = numba.config
     level, config.OPT = config.OPT, type(config.OPT)(0)
     try:
-        modules = [importlib.import_module(module) for module, _ in library.exports]
+        with numba_functions_apart() if alone else contextlib.nullcontext():
+            modules = [importlib.import_module(module) for module, _ in library.exports]
     finally:
         config.OPT = level
-    codes = []
+    libraries, names = [], {}
     for module, (_, name) in zip(modules, library.exports, strict=True):
         (result,) = getattr(module, name).overloads.values()
-        code: str = result.library.get_llvm_str()
-        codes.append(code.replace(result.fndesc.llvm_func_name, name))
-    return codes
+        libraries.append(result.library)
+        names[result.fndesc.llvm_func_name] = name
+    codes = numba_modules(libraries) if alone else [one.get_llvm_str() for one in libraries]
+    return [_renamed(code, names) for code in codes]
+
+
+def _renamed(code: str, names: dict[str, str]) -> str:
+    for before, after in names.items():
+        code = code.replace(before, after)
+    return code
 
 
 def _store(path: Path, code: bytes) -> None:
