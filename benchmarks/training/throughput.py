@@ -2,7 +2,7 @@
 
 Usage: python -m benchmarks.training.throughput PATH [--rounds 5] [--steps 400]
        [--large-steps 5] [--batch 12] [--only tutorial,large,large-dropout]
-       [--out docs/benchmarks]
+       [--no-autocast] [--out docs/benchmarks]
 in the folder above `benchmarks`, on a machine that does nothing else. All run in one process with
 the same threads; the first step of each run is not counted. Writes `training-speed.json` and
 `training.md`.
@@ -38,6 +38,7 @@ class Contestant:
         label: its name in the table.
         run: trains for a number of steps.
         positions: parameters of the position embedding, which is not in a matrix product.
+        autocast: whether torch's autocast computes products in bfloat16.
         rates: tokens/s of each round.
         others: cores that other programs used, in each round.
         last: the measurement of the last round.
@@ -46,6 +47,7 @@ class Contestant:
     label: str
     run: Callable[[int], Timed]
     positions: int
+    autocast: bool = False
     rates: list[float] = field(default_factory=list)
     others: list[float] = field(default_factory=list)
     last: Timed | None = None
@@ -122,7 +124,10 @@ def plain_contestants(name: str, run: Callable[..., Timed], positions: int) -> l
         f"{name}, bfloat16 autocast": {"autocast": True},
         f"{name}, both": {"compiled": True, "autocast": True},
     }
-    return [Contestant(label, partial(run, **way), positions) for label, way in ways.items()]
+    return [
+        Contestant(label, partial(run, **way), positions, "autocast" in way)
+        for label, way in ways.items()
+    ]
 
 
 def tutorial_match(path: str, data: torch.Tensor, vocab_size: int) -> Match:
@@ -231,6 +236,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--only", default="tutorial,large,large-dropout", help="separated by commas"
     )
+    # Processors without instructions for bfloat16 take eight times as long with it.
+    parser.add_argument("--no-autocast", action="store_true", help="omit bfloat16 autocast")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
     return parser.parse_args()
 
@@ -251,6 +258,8 @@ def main() -> None:
     results["machine"]["threads"] = torch.get_num_threads()
     for match in matches:
         if match.key in options.only.split(","):
+            if options.no_autocast:
+                match.contestants = [c for c in match.contestants if not c.autocast]
             print(match.title, flush=True)
             steps = options.steps if match.key == "tutorial" else options.large_steps
             gemm = measure(match, options.rounds, steps)
