@@ -65,7 +65,7 @@ class KernelLibrary(NamedTuple):
 
 _COMMON, _DECODE, _TRAIN = (f"mygpt.cpu.{part}" for part in ("common", "decode", "train"))
 _SHARED = tuple(
-    f"{_COMMON}.{name}" for name in ("layout", "simd", "arithmetic", "matmul", "weights")
+    f"{_COMMON}.{name}" for name in ("layout", "simd", "tile", "arithmetic", "matmul", "weights")
 )
 _INT4 = tuple(f"{_COMMON}.{name}" for name in ("int4_format", "int4", "int4_quantizing"))
 _DECODE_SOURCES = ("layout", "attention", "forward", "sample", "draft", "loop")

@@ -11,7 +11,8 @@ from typing import Any
 
 from mygpt.cpu.common import layout as at
 from mygpt.cpu.common.arithmetic import padded
-from mygpt.cpu.common.simd import BYTES, FLOATS, INT64, kernel, make_tile, skip
+from mygpt.cpu.common.simd import BYTES, FLOATS, INT64, kernel, skip
+from mygpt.cpu.common.tile import make_tile
 
 # A weight (N, C), as torch has it, is packed into panels of P = PANEL outputs:
 #
@@ -26,7 +27,7 @@ from mygpt.cpu.common.simd import BYTES, FLOATS, INT64, kernel, make_tile, skip
 #     +---------------+ N         +-------+-------+-----+---------+  up to whole vectors by zeros
 #
 # So element (n, k) of a full panel is at (n // P) * P * C + k * P + n % P, and a tile's step k
-# (see `simd`) loads up to VECTORS vectors that follow each other, then step k + 1 the next ones.
+# (see `tile`) loads up to VECTORS vectors that follow each other, then step k + 1 the next ones.
 # After Goto & van de Geijn, "Anatomy of high-performance matrix multiplication", 2008.
 
 # Inner products are summed in pieces of this depth: 512 x 64 float32 are 128 KiB of a panel, which

@@ -20,11 +20,11 @@ from mygpt.cpu.common.simd import (
     bits_of_float,
     floats,
     kernel,
-    make_tile,
     skip,
     transpose_words,
     words,
 )
+from mygpt.cpu.common.tile import make_tile
 from mygpt.cpu.train import layout as at
 from mygpt.cpu.train.amx import multiply_tiles
 from mygpt.cpu.train.packing import pack_column_block, pack_row_block, pair_lines, pair_row

@@ -1,6 +1,6 @@
 """Softmax and its gradient down the columns of a matrix, in vectors that stay in registers.
 
-Written in LLVM code, as the tile in `simd` is: Numba's loops over 32 columns are too short for what
+Written in LLVM code, as `tile` is: Numba's loops over 32 columns are too short for what
 LLVM puts before them (whether the arrays overlap), and are compiled for half a register's width.
 """
 

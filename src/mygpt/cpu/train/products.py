@@ -18,7 +18,7 @@ from mygpt.cpu.common.weights import pack_panels
 from mygpt.cpu.train import layout as at
 from mygpt.cpu.train.bfloat16 import backward_bfloat16, forward_bfloat16, pack_matrix_bfloat16
 
-# A tile computes y = x w for a w whose columns follow each other in memory (see `simd`). So W is
+# A tile computes y = x w for a w whose columns follow each other in memory (see `tile`). So W is
 # packed twice at the beginning of each step, into panels (P = PANEL columns wide, see `matmul`):
 #
 #     FORWARD    panels of W^T (I, O):  for each block of P outputs, all inputs:  w[o..o+P-1, i]
