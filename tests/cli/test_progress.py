@@ -79,7 +79,7 @@ def test_compiling_is_shown_in_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     bar = Bar()
     bar.show(started())
     message = "compiling %s, once: about %d seconds"
-    logging.getLogger("mygpt").warning(message, "the decoding loop", 10)
+    logging.getLogger("mygpt").warning(message, "the decoding loop", 15)
     bar.stop()
     assert "compiling the decoding loop, once: about 15 seconds" in terminal.getvalue()
     assert not logging.getLogger("mygpt").handlers
