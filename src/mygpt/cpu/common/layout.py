@@ -20,8 +20,8 @@ LANES = 16 if _FEATURES.get("avx512f") else 8
 VECTORS = 4
 ROWS = 6 if LANES == 16 else 3
 KEEPS_X = LANES == 8  # the second of these
-# A tall tile has up to so many rows. The groups of at most ROWS rows take TURN steps of
-# the inner dimension each, in turns.
+# A tall tile has up to so many rows, in groups of at most ROWS. Each group takes TURN steps of the
+# inner dimension, then the next group.
 TALL_ROWS = 6 if LANES == 16 else 9
 TURN = 64
 # Products with weights of 8 and 4 bits ask for memory so many bytes ahead. Without that a core of

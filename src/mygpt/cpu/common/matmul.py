@@ -35,7 +35,7 @@ from mygpt.cpu.common.tile import make_tile
 # 1) + ..., for one row and for many, so the depth is part of a result's last bits.
 DEPTH_BLOCK = 512
 # Up to so many rows a matrix of float32 is multiplied by tall tiles, which read memory faster. With
-# more rows the arithmetic takes as long; then lower tiles are faster by 8%.
+# more rows arithmetic takes most of the time: on a Zen 3 lower tiles do 92 GFLOP/s, tall ones 82.
 _FEW_ROWS = 24
 
 _tile = make_tile(quantized=False)

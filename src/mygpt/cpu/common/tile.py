@@ -66,7 +66,7 @@ _WORD_VECTOR = ir.VectorType(_I32, LANES)
 #
 # The first group reads 8 KB of w (TURN rows of one full tile) from memory, the others find them in
 # the first-level cache; meanwhile each step asks for the row of w that is TURN rows later, so
-# that memory does not rest. This is for weights that are read for a few rows only: products of 6
+# that memory is not idle. This is for weights that are read for a few rows only: products of 6
 # rows take 1.2 times as long as of one on a Zen 3, with two tiles 1.45 times (docs/lab-notes.md).
 
 
@@ -188,7 +188,7 @@ def _emit_steps(
             builder.store(total, sums[r, n])
 
         if ahead:
-            # Every group asks: a core that waits for many lines already ignores some requests.
+            # Every group asks: measured to be faster than asking once (docs/lab-notes.md).
             later = builder.gep(w, [builder.add(start, builder.mul(w_stride, _I64(ahead)))])
             for offset in range(0, 4 * vectors * LANES, 64):
                 ask_for(builder, later, offset)
